@@ -2,6 +2,10 @@
 
 /// Findings with places, and how they are shown.
 pub mod diag;
+/// The local machine behind traits.
+pub mod host;
+/// What a task can do.
+pub mod modules;
 /// YAML trees with places.
 pub mod node;
 /// The YAML reader.

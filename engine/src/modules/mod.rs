@@ -1,0 +1,262 @@
+//! Modules: what a task can do on a host. One file each.
+//!
+//! A module is a [`Definition`]: its names, its arguments (declared once with [`args!`](crate::args), which gives the
+//! parser, the defaults and the documentation) and `plan`. `plan` looks at the host and answers with a [`Plan`]:
+//! nothing to do, or a [`Change`] that can be applied. Only a `Change` ever gets a machine that it can write.
+//!
+//! To add a module: a file here with `args!` and a `pub const DEFINITION`, a line in [`DEFINITIONS`], tests in the file.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::host::{Read, Write};
+
+pub mod args;
+
+pub use args::{Arg, FromArg};
+
+/// Every module, in the order of the manual.
+pub const DEFINITIONS: &[&Definition] = &[];
+
+/// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
+pub fn find(name: &str) -> Option<&'static Definition> {
+    let short = name.strip_prefix("ansible.builtin.").or_else(|| name.strip_prefix("ansible.legacy.")).unwrap_or(name);
+    DEFINITIONS.iter().copied().find(|d| d.name == short || d.aliases.contains(&short))
+}
+
+/// All names that [`find`] knows, for suggestions.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    DEFINITIONS.iter().flat_map(|d| std::iter::once(d.name).chain(d.aliases.iter().copied()))
+}
+
+/// What the executor must bring along for a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// The file or folder that argument `src` names, from the role's or play's `files/` (unless `remote_src`).
+    File,
+    /// The template that argument `src` names, rendered.
+    Template,
+}
+
+/// How a plain string after the module's name is read (`command: uptime`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreeForm {
+    /// Not allowed.
+    No,
+    /// It is this argument.
+    Arg(&'static str),
+}
+
+/// A module.
+#[derive(Debug)]
+pub struct Definition {
+    /// The name in the manual.
+    pub name: &'static str,
+    /// Names that people know it by.
+    pub aliases: &'static [&'static str],
+    /// One sentence.
+    pub summary: &'static str,
+    /// The arguments.
+    pub args: &'static [Arg],
+    /// How a plain string is read.
+    pub free_form: FreeForm,
+    /// What is brought along.
+    pub needs: Needs,
+    /// A task of YAML that works, for the manual and the tests.
+    pub example: &'static str,
+    /// Looks, and says what would change.
+    pub plan: fn(&Invocation, &Cx<'_>) -> Result<Plan, Failure>,
+}
+
+/// A module's call, everything rendered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Invocation {
+    /// The module's name in the manual.
+    pub module: String,
+    /// Arguments, as given (defaults not filled in).
+    pub args: Map<String, Value>,
+    /// What [`Needs`] asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// The task's environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment: Vec<(String, String)>,
+    /// Build diffs.
+    pub diff: bool,
+}
+
+/// File content that travels with a call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Content {
+    /// One file. `mode` is the source's, for `mode: preserve`. `secret`: never shown in a diff.
+    File {
+        /// The bytes.
+        #[serde(with = "crate::modules::args::base64_bytes")]
+        bytes: Vec<u8>,
+        /// Permission bits of the source.
+        mode: u32,
+        /// A template that asked for a secret.
+        secret: bool,
+    },
+    /// A folder: entries in name order, parents first.
+    Tree(Vec<TreeEntry>),
+}
+
+/// A file or folder of a [`Content::Tree`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TreeEntry {
+    /// Relative path.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// `None` for a folder.
+    pub bytes: Option<Base64>,
+}
+
+/// Bytes that are base64 in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Base64(#[serde(with = "crate::modules::args::base64_bytes")] pub Vec<u8>);
+
+/// What a plan may look at.
+#[derive(Clone, Copy)]
+pub struct Cx<'a> {
+    /// The machine.
+    pub host: &'a dyn Read,
+    /// The run's architecture and such facts as modules need (`facts.os.family`, `facts.arch`).
+    pub facts: &'a Value,
+}
+
+impl std::fmt::Debug for Cx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cx")
+    }
+}
+
+/// What a plan says.
+#[derive(Debug)]
+pub enum Plan {
+    /// The host is as it should be (or the module only looks, like `stat`).
+    Unchanged(Outcome),
+    /// Something is to be done.
+    Change(Box<dyn Change>),
+}
+
+/// What is to be done. Made by `plan` only.
+pub trait Change: std::fmt::Debug + Send {
+    /// What it would look like, in the order of application; contents only where `diff` was asked for.
+    fn diffs(&self) -> Vec<Diff>;
+    /// Existing and new files that it replaces or makes: their previous version is kept while a handler is owed.
+    fn paths(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+    /// Does it. On an overlay it records what it would do, and says [`Outcome::unknown`] where that cannot be known.
+    fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure>;
+}
+
+/// A difference that a person can read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// A path, `user consul`, `unit consul.service`.
+    pub what: String,
+    /// Before; empty where nothing was.
+    pub before: String,
+    /// After; empty where nothing will be.
+    pub after: String,
+    /// The content is not shown; before and after then say only how many lines.
+    #[serde(default)]
+    pub hidden: bool,
+}
+
+/// How a module's call ended well.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Something was (or, in check mode, would be) changed.
+    pub changed: bool,
+    /// In check mode: nobody can know; reported as `may change`.
+    #[serde(default)]
+    pub unknown: bool,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msg: Option<String>,
+    /// The module's results: what `register` sees besides `changed`, `failed`, `skipped`, `msg`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub data: Map<String, Value>,
+    /// Told with the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Outcome {
+    /// Nothing changed.
+    pub fn unchanged() -> Self {
+        Self::default()
+    }
+
+    /// Something changed.
+    pub fn changed() -> Self {
+        Self { changed: true, ..Self::default() }
+    }
+
+    /// May change: nobody knows.
+    pub fn unknown(why: impl Into<String>) -> Self {
+        Self { unknown: true, msg: Some(why.into()), ..Self::default() }
+    }
+
+    /// Adds the line for people.
+    pub fn msg(mut self, msg: impl Into<String>) -> Self {
+        self.msg = Some(msg.into());
+        self
+    }
+
+    /// Adds a result.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.data.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+/// How a module's call failed. The message names the failing call and what was expected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// A lowercase fragment.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Results that `register` sees all the same (`rc`, `stdout`).
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub data: Map<String, Value>,
+    /// True if something may have been changed before it failed.
+    #[serde(default)]
+    pub changed: bool,
+}
+
+impl Failure {
+    /// A failure with its message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, data: Map::new(), changed: false }
+    }
+
+    /// A failed system call: `cannot VERB PATH: reason`.
+    pub fn io(verb: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self::new(format!("cannot {verb} {}: {error}", path.display()))
+    }
+
+    /// Adds what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds a result.
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.data.insert(name.to_owned(), value.into());
+        self
+    }
+}
