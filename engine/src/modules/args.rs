@@ -274,6 +274,23 @@ pub mod base64_bytes {
     }
 }
 
+/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers.
+pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failure> {
+    for name in args.keys() {
+        if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
+            let failure = Failure::new(format!("unknown argument '{name}'"));
+            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
+                return Err(failure.hint(*hint));
+            }
+            return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Arguments that Ansible's modules have and ours lack, with what to write instead.
 const EQUIVALENTS: &[(&str, &str)] = &[
     ("unsafe_writes", "leave it out: files are always replaced atomically"),
@@ -295,23 +312,6 @@ const EQUIVALENTS: &[(&str, &str)] = &[
     ("variable_start_string", "leave it out: templates are Jinja or Tera with their usual delimiters"),
     ("trim_blocks", "leave it out: .j2 templates have it on, .tera templates trim with {%-"),
 ];
-
-/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers.
-pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failure> {
-    for name in args.keys() {
-        if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
-            let failure = Failure::new(format!("unknown argument '{name}'"));
-            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
-                return Err(failure.hint(*hint));
-            }
-            return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            });
-        }
-    }
-    Ok(())
-}
 
 /// Declares a module's arguments: a struct, its parser, and `ARGS` for the manual and for checks before the run.
 ///
