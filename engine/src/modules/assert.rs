@@ -26,6 +26,7 @@ impl FromArg for Condition {
         }
     }
 }
+use crate::args;
 
 args! {
     /// Arguments.

@@ -12,7 +12,7 @@ use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     steps::{ended, hinted, text},
 };
-use crate::host::{Command, FileKind, Output, Ran, Read, Write};
+use crate::{args, host::{Command, FileKind, Output, Ran, Read, Write}};
 
 args! {
     /// Arguments.

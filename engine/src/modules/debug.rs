@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan};
+use crate::args;
 
 args! {
     /// Arguments.
@@ -52,7 +53,6 @@ fn shown(value: &Value) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::modules::fake::{Fake, go};
 
     #[test]

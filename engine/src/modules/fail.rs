@@ -1,6 +1,7 @@
 //! `fail`: ends with a message.
 
 use super::{Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan};
+use crate::args;
 
 args! {
     /// Arguments.

@@ -44,6 +44,8 @@ impl Fake {
     /// A Debian with nothing on it.
     pub(crate) fn new() -> Self {
         let mut fake = Self { hostname: "old".into(), ..Self::default() };
+        let folders = ["/", "/etc/apt/keyrings", "/etc/apt/sources.list.d", "/etc/systemd/system", "/home", "/opt"];
+        fake.folders = folders.into_iter().flat_map(|f| Path::new(f).ancestors()).map(Into::into).collect();
         for (name, id) in [("root", 0), ("daemon", 1)] {
             fake.groups.push(Group { name: name.into(), gid: Some(id), members: Vec::new() });
             fake.users.push(User {

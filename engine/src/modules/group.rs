@@ -7,7 +7,7 @@ use super::{
     steps::{Step, Steps},
 };
 use crate::{
-    choice,
+    args, choice,
     host::{Command, Effect, Group, Read},
 };
 

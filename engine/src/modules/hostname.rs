@@ -6,7 +6,7 @@ use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     steps::{Step, Steps, exists, hinted, read_text},
 };
-use crate::host::{Attrs, Command, Effect};
+use crate::{args, host::{Attrs, Command, Effect}};
 
 args! {
     /// Arguments.
@@ -41,6 +41,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     };
     // A name that only the kernel has (set by DHCP, or by hand) is one that the next start loses.
     let kernel = read_text(cx.host, Path::new(KERNEL))?.map(|name| name.trim().to_owned());
+    let has_kernel = kernel.is_some();
     let done = Outcome::unchanged().with("name", args.name.clone());
     if fixed == args.name && kernel.as_ref().is_none_or(|name| *name == args.name) {
         return Ok(Plan::Unchanged(done));
@@ -57,7 +58,8 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             .step(Step::Write("/etc/hostname".into(), text.clone().into_bytes(), attrs))
             .step(Step::Run(Command::new(["hostname", &args.name]), effects))
     };
-    Ok(steps.step(Step::PlannedFile(KERNEL.into(), text.into_bytes())).into_plan())
+    let steps = if has_kernel { steps.step(Step::PlannedFile(KERNEL.into(), text.into_bytes())) } else { steps };
+    Ok(steps.into_plan())
 }
 
 fn check(name: &str) -> Result<(), Failure> {

@@ -13,12 +13,63 @@ use serde_json::{Map, Value};
 
 use crate::host::{Read, Write};
 
+mod apt;
 pub mod args;
+/// `assert`.
+pub mod assert;
+/// `command`.
+pub mod command;
+/// `debug`.
+pub mod debug;
+/// `fail`.
+pub mod fail;
+#[cfg(test)]
+pub(crate) mod fake;
+/// `group`.
+pub mod group;
+/// `hostname`.
+pub mod hostname;
+pub(crate) mod http;
+/// `package`.
+pub mod package;
+/// `repository`.
+pub mod repository;
+/// `service`.
+pub mod service;
+/// `set_fact`.
+pub mod set_fact;
+/// `shell`.
+pub mod shell;
+pub(crate) mod steps;
+/// `systemd_unit`.
+pub mod systemd_unit;
+/// `uri`.
+pub mod uri;
+/// `user`.
+pub mod user;
+/// `wait_for`.
+pub mod wait_for;
 
 pub use args::{Arg, FromArg};
 
 /// Every module, in the order of the manual.
-pub const DEFINITIONS: &[&Definition] = &[];
+pub const DEFINITIONS: &[&Definition] = &[
+    &assert::DEFINITION,
+    &command::DEFINITION,
+    &debug::DEFINITION,
+    &fail::DEFINITION,
+    &group::DEFINITION,
+    &hostname::DEFINITION,
+    &package::DEFINITION,
+    &repository::DEFINITION,
+    &service::DEFINITION,
+    &set_fact::DEFINITION,
+    &shell::DEFINITION,
+    &systemd_unit::DEFINITION,
+    &uri::DEFINITION,
+    &user::DEFINITION,
+    &wait_for::DEFINITION,
+];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
 pub fn find(name: &str) -> Option<&'static Definition> {

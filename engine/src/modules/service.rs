@@ -7,7 +7,7 @@ use super::{
     steps::{hinted, run, text},
 };
 use crate::{
-    choice,
+    args, choice,
     host::{Command, Effect, Ran, Read, Unit, Write},
 };
 
@@ -30,7 +30,7 @@ args! {
         /// Read unit files again first. Done by itself where systemd says that the unit's file has changed.
         daemon_reload ["daemon-reload"]: bool = false;
         /// How long a unit that has just been started must stay active, in seconds.
-        settle []: Duration = Duration::from_millis(500);
+        settle []: Duration = SETTLE;
     }
 }
 
@@ -46,8 +46,11 @@ pub const DEFINITION: Definition = Definition {
     plan,
 };
 
+/// How long a unit that has just been started must stay active, unless the task says otherwise.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// Suffixes of units.
-pub(super) const SUFFIXES: &[&str] = &[
+const SUFFIXES: &[&str] = &[
     "service", "socket", "timer", "path", "mount", "automount", "target", "slice", "scope", "swap", "device",
 ];
 
@@ -292,6 +295,15 @@ impl Change for Call {
     }
 }
 
+/// Starts a unit, and sees that it stays up.
+pub(super) fn start(host: &mut dyn Write, name: &str, before: &Unit) -> Result<Ran, Failure> {
+    let ran = act(host, Action::Start, name, &Action::Start.after(before.clone()))?;
+    if matches!(ran, Ran::Done(_)) {
+        stays_up(host.as_read(), name, SETTLE, Action::Start)?;
+    }
+    Ok(ran)
+}
+
 fn act(host: &mut dyn Write, action: Action, name: &str, after: &Unit) -> Result<Ran, Failure> {
     if action == Action::DaemonReload {
         let mut effects = vec![Effect::Other];
@@ -391,7 +403,6 @@ fn died(host: &dyn Read, name: &str, what: &str) -> Failure {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::modules::fake::{Fake, converges, go, plan};
 
     const UP: &str = "Type=simple\nActiveState=active\nSubState=running\nResult=success\nNRestarts=0\n";

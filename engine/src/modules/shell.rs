@@ -9,6 +9,7 @@ use super::{
     command::{Call, build, inline_arguments, plan_call, stdin},
     steps::hinted,
 };
+use crate::args;
 
 args! {
     /// Arguments.

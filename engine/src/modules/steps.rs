@@ -99,6 +99,12 @@ fn one(step: &Step, host: &mut dyn Write) -> Result<bool, Failure> {
         }
         Step::Remove(path) => host.remove(path)?,
         Step::PlannedDirectory(path, attrs) if host.is_overlay() => {
+            let above: Vec<&Path> = path.ancestors().skip(1).collect();
+            for folder in above.into_iter().rev() {
+                if !exists(host.as_read(), folder)? {
+                    host.mkdir(folder, &Attrs::default())?;
+                }
+            }
             if !exists(host.as_read(), path)? {
                 host.mkdir(path, attrs)?;
             }

@@ -6,12 +6,12 @@ use serde_json::{Map, Value};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    service::unit_name,
+    service::{self, unit_name},
     steps::{self, Step, Steps, exists, file_diff, read_text, text},
 };
 use crate::{
-    choice,
-    host::{Attrs, Command, Effect, Read, Unit, Write},
+    args, choice,
+    host::{Attrs, Command, Effect, Ran, Read, Unit, Write},
 };
 
 choice!(
@@ -116,50 +116,49 @@ fn present(
         let effect = Effect::Unit(name.to_owned(), after.clone());
         steps = steps.step(Step::Run(Command::new(["systemctl", "daemon-reload"]), vec![effect]));
     }
-    steps = switch(steps, args, name, &after);
-    if steps.steps.is_empty() {
-        return Ok(Plan::Unchanged(outcome));
+    let start = args.started == Some(true) && !is_running(&after);
+    steps = switch(steps, args, name, &mut after);
+    if start {
+        steps.diffs.push(unit_diff(name, &unit.active, "active"));
+    }
+    if steps.steps.is_empty() && !start {
+        return Ok(Plan::Unchanged(Outcome { warnings: steps.outcome.warnings, ..outcome }));
     }
     let verify = (differs && args.dropin.is_none()).then_some(path);
-    Ok(Plan::Change(Box::new(Written { steps, verify })))
+    Ok(Plan::Change(Box::new(Written { steps, verify, start: start.then(|| (name.to_owned(), after)) })))
 }
 
-/// Enables, disables, starts, stops.
-fn switch(mut steps: Steps, args: &Args, name: &str, unit: &Unit) -> Steps {
-    let mut after = unit.clone();
-    let mut act = |steps: Steps, verb: &str, after: &Unit| {
+fn is_running(unit: &Unit) -> bool {
+    ["active", "activating", "reloading"].contains(&unit.active.as_str())
+}
+
+/// Enables, disables, stops; `unit` is what it is then.
+fn switch(mut steps: Steps, args: &Args, name: &str, unit: &mut Unit) -> Steps {
+    let act = |steps: Steps, verb: &str, after: &Unit| {
         steps.step(Step::Run(Command::new(["systemctl", verb, "--", name]), vec![Effect::Unit(name.to_owned(), after.clone())]))
     };
     let switchable = !["static", "indirect", "generated", "transient", "alias"].contains(&unit.enabled.as_str());
-    let (enabled, running) = (unit.enabled == "enabled", ["active", "activating", "reloading"].contains(&unit.active.as_str()));
+    let enabled = unit.enabled == "enabled";
     match args.enabled {
         Some(true) if !enabled && switchable => {
-            after.enabled = "enabled".into();
-            steps = act(steps, "enable", &after);
+            unit.enabled = "enabled".into();
+            steps = act(steps, "enable", unit);
             steps.diffs.push(unit_diff(name, "disabled", "enabled"));
         }
         Some(true) if !switchable => {
             steps.outcome.warnings.push(format!("{name} has no [Install] section and cannot be enabled"));
         }
         Some(false) if enabled => {
-            after.enabled = "disabled".into();
-            steps = act(steps, "disable", &after);
+            unit.enabled = "disabled".into();
+            steps = act(steps, "disable", unit);
             steps.diffs.push(unit_diff(name, "enabled", "disabled"));
         }
         _ => {}
     }
-    match args.started {
-        Some(true) if !running => {
-            after.active = "active".into();
-            steps = act(steps, "start", &after);
-            steps.diffs.push(unit_diff(name, &unit.active, "active"));
-        }
-        Some(false) if running => {
-            after.active = "inactive".into();
-            steps = act(steps, "stop", &after);
-            steps.diffs.push(unit_diff(name, &unit.active, "inactive"));
-        }
-        _ => {}
+    if args.started == Some(false) && is_running(unit) {
+        steps.diffs.push(unit_diff(name, &unit.active, "inactive"));
+        unit.active = "inactive".into();
+        steps = act(steps, "stop", unit);
     }
     steps
 }
@@ -184,11 +183,11 @@ fn absent(
     let mut steps = Steps::new(Outcome { changed: true, ..outcome });
     steps.diffs.push(file_diff(inv, &path, &before, ""));
     let mut after = unit.clone();
-    let mut act = |steps: Steps, argv: &[&str], after: &Unit| {
+    let act = |steps: Steps, argv: &[&str], after: &Unit| {
         steps.step(Step::Run(Command::new(argv.iter().copied()), vec![Effect::Unit(name.to_owned(), after.clone())]))
     };
     if args.dropin.is_none() {
-        if ["active", "activating", "reloading"].contains(&unit.active.as_str()) {
+        if is_running(unit) {
             after.active = "inactive".into();
             steps = act(steps, &["systemctl", "stop", "--", name], &after);
         }
@@ -288,6 +287,8 @@ fn title(section: &str) -> String {
 struct Written {
     steps: Steps,
     verify: Option<PathBuf>,
+    /// Start this unit at the end.
+    start: Option<(String, Unit)>,
 }
 
 impl Change for Written {
@@ -300,6 +301,9 @@ impl Change for Written {
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
         let mut outcome = self.steps.outcome;
         outcome.unknown |= steps::apply(&self.steps.steps, host)?;
+        if let Some((name, unit)) = self.start {
+            outcome.unknown |= service::start(host, &name, &unit)? == Ran::Unknown;
+        }
         if let Some(path) = self.verify.filter(|_| !host.is_overlay()) {
             outcome.warnings.extend(opinion(host.as_read(), &path)?);
         }
@@ -328,6 +332,10 @@ mod tests {
     use super::*;
     use crate::modules::fake::{Fake, converges, go, plan};
 
+    fn up() -> Fake {
+        Fake::new().answers("systemctl show", 0, "Type=notify\nActiveState=active\n", "")
+    }
+
     fn unit() -> Value {
         json!({"name": "consul", "enabled": true, "started": true, "sections": {
             "unit": {"Description": "Consul"},
@@ -338,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_unit_is_written_made_known_enabled_and_started() {
-        let mut fake = Fake::new();
+        let mut fake = up();
         let outcome = converges(&mut fake, "systemd_unit", unit());
         assert_eq!(outcome.data["path"], "/etc/systemd/system/consul.service");
         assert_eq!(
@@ -357,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_reload_that_an_interrupted_run_owes_is_made_up() {
-        let mut fake = Fake::new();
+        let mut fake = up();
         go(&mut fake, "systemd_unit", unit()).unwrap();
         fake.units.get_mut("consul.service").unwrap().needs_reload = true;
         converges(&mut fake, "systemd_unit", unit());

@@ -8,7 +8,7 @@ use super::{
     steps::{Step, Steps, hinted, read_text},
 };
 use crate::{
-    choice,
+    args, choice,
     host::{Attrs, Command, Effect, Group, Read, User},
 };
 
