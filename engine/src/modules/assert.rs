@@ -9,8 +9,8 @@ use super::{Cx, Definition, Failure, FreeForm, FromArg, Invocation, Needs, Outco
 pub struct Condition {
     /// The expression as written.
     pub expr: String,
-    /// What it gave.
-    pub ok: bool,
+    /// What it gave; `None` before the executor has evaluated it.
+    pub ok: Option<bool>,
 }
 
 impl FromArg for Condition {
@@ -18,10 +18,11 @@ impl FromArg for Condition {
         "a condition".into()
     }
     fn from_arg(value: &Value) -> Result<Self, String> {
-        // The executor evaluates; a boolean that was written literally comes as it is.
-        match (value.get("expr").and_then(Value::as_str), value.get("ok").and_then(Value::as_bool), value.as_bool()) {
-            (Some(expr), Some(ok), _) => Ok(Self { expr: expr.into(), ok }),
-            (_, _, Some(ok)) => Ok(Self { expr: ok.to_string(), ok }),
+        // Text is what people write, and what is checked before the run; the executor evaluates it.
+        match (value, value.get("expr").and_then(Value::as_str), value.get("ok").and_then(Value::as_bool)) {
+            (Value::String(expr), ..) => Ok(Self { expr: expr.clone(), ok: None }),
+            (Value::Bool(ok), ..) => Ok(Self { expr: ok.to_string(), ok: Some(*ok) }),
+            (_, Some(expr), Some(ok)) => Ok(Self { expr: expr.into(), ok: Some(ok) }),
             _ => Err(expected::<Self>(value)),
         }
     }
@@ -46,11 +47,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "assert",
     aliases: &[],
-    summary: "Fails unless all conditions hold.",
+    summary: "Fails unless all conditions hold",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "assert:\n  that:\n    - facts.memory.total_mib >= 512\n    - facts.os.family == 'debian'\n  fail_msg: this role needs Debian and half a gigabyte\n",
+    example: "- name: what this role needs\n  assert:\n    that:\n      - facts.memory.total_mib >= 512\n      - facts.os.family == 'debian'\n    fail_msg: this role needs Debian and half a gigabyte\n",
     plan,
 };
 
@@ -59,7 +60,10 @@ fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
     if args.that.is_empty() {
         return Err(Failure::new("argument 'that': expected at least one condition, found an empty list"));
     }
-    if let Some(false_one) = args.that.iter().find(|c| !c.ok) {
+    if let Some(open) = args.that.iter().find(|c| c.ok.is_none()) {
+        return Err(Failure::new(format!("the condition was not evaluated: {}", open.expr)));
+    }
+    if let Some(false_one) = args.that.iter().find(|c| c.ok == Some(false)) {
         let message = args.fail_msg.unwrap_or_else(|| format!("assertion failed: {}", false_one.expr));
         return Err(Failure::new(message).with("assertion", false_one.expr.clone()).with("evaluated_to", false));
     }
@@ -99,7 +103,8 @@ mod tests {
     #[test]
     fn a_condition_that_nobody_evaluated_is_refused() {
         let mut fake = Fake::new();
-        assert!(go(&mut fake, "assert", json!({"that": ["a == 1"]})).unwrap_err().message.contains("a condition"));
+        assert!(go(&mut fake, "assert", json!({"that": ["a == 1"]})).unwrap_err().message.contains("not evaluated"));
+        assert!(go(&mut fake, "assert", json!({"that": [7]})).unwrap_err().message.contains("a condition"));
         assert!(go(&mut fake, "assert", json!({"that": []})).unwrap_err().message.contains("at least one"));
     }
 }

@@ -40,11 +40,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "command",
     aliases: &[],
-    summary: "Runs a program, without a shell.",
+    summary: "Runs a program, without a shell",
     args: ARGS,
     free_form: FreeForm::Arg("cmd"),
     needs: Needs::Nothing,
-    example: "command:\n  argv: [tar, -xf, /srv/data.tar, -C, /srv]\n  creates: /srv/data\n",
+    example: "- name: unpack the data once\n  command:\n    argv: [tar, -xf, /srv/data.tar, -C, /srv]\n    creates: /srv/data\n",
     plan,
 };
 

@@ -15,11 +15,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "fail",
     aliases: &[],
-    summary: "Fails with a message.",
+    summary: "Fails with a message",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "fail:\n  msg: this host has no data disk\n",
+    example: "- name: no disk\n  fail:\n    msg: this host has no data disk\n",
     plan,
 };
 

@@ -34,11 +34,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "group",
     aliases: &[],
-    summary: "Makes, changes or removes a group.",
+    summary: "Makes, changes or removes a group",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "group:\n  name: consul\n  system: true\n",
+    example: "- name: Consul's group\n  group:\n    name: consul\n    system: true\n",
     plan,
 };
 
@@ -89,11 +89,23 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
                 argv.extend(["--gid".into(), gid.to_string()]);
             }
             argv.extend(["--".into(), args.name.clone()]);
-            Ok(Steps::new(outcome(Outcome::changed()))
+            let mut steps = Steps::new(outcome(Outcome::changed()))
                 .diff(what, current.map(describe).unwrap_or_default(), describe(&wanted))
-                .step(Step::Run(Command::new(argv), vec![Effect::Group(wanted)]))
-                .into_plan())
+                .step(Step::Run(Command::new(argv), vec![Effect::Group(wanted)]));
+            steps.finish = Some(number);
+            Ok(steps.into_plan())
         }
+    }
+}
+
+/// The number that a new group has got.
+fn number(host: &dyn Read, outcome: Outcome) -> Result<Outcome, Failure> {
+    let groups = groups(host)?;
+    let found = groups.iter().find(|g| outcome.data.get("name").is_some_and(|name| *name == g.name));
+    match found.map(|group| group.gid) {
+        Some(Some(gid)) => Ok(outcome.with("gid", gid)),
+        Some(None) => Ok(outcome),
+        None => Err(Failure { changed: true, ..Failure::new("the group was made, but is not in /etc/group") }),
     }
 }
 
@@ -134,7 +146,8 @@ mod tests {
     #[test]
     fn groups_come_change_and_go() {
         let mut fake = Fake::new();
-        converges(&mut fake, "group", json!({"name": "consul", "system": true}));
+        let made = converges(&mut fake, "group", json!({"name": "consul", "system": true}));
+        assert_eq!(made.data["gid"], 901);
         converges(&mut fake, "group", json!({"name": "consul", "gid": 4000}));
         converges(&mut fake, "group", json!({"name": "consul", "state": "absent"}));
         assert_eq!(fake.ran, ["groupadd --system -- consul", "groupmod --gid 4000 -- consul", "groupdel -- consul"]);

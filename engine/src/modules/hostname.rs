@@ -20,11 +20,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "hostname",
     aliases: &[],
-    summary: "Sets the machine's name, now and for the next start.",
+    summary: "Sets the machine's name, now and for the next start",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "hostname:\n  name: consul-1\n",
+    example: "- name: name\n  hostname:\n    name: consul-1\n",
     plan,
 };
 

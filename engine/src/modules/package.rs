@@ -52,11 +52,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "package",
     aliases: &["apt"],
-    summary: "Installs, upgrades or removes packages by apt.",
+    summary: "Installs, upgrades or removes packages by apt",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "package:\n  name: [chrony, jq]\n  cache_valid_time: 3600\n",
+    example: "- name: programs\n  package:\n    name: [chrony, jq]\n    cache_valid_time: 3600\n",
     plan,
 };
 
@@ -164,8 +164,10 @@ fn absent(args: &Args, asked: &[Asked], apt: Apt, host: &dyn Read) -> Result<Pla
         return Ok(Plan::Unchanged(Outcome::unchanged()));
     }
     // Others may go along because they depend on these: that belongs into the diff.
-    if let Ok(simulated) = simulate(&apt, &words, host) {
-        moves = simulated;
+    match simulate(&apt, &words, host) {
+        Ok(simulated) => moves = simulated,
+        Err(failure) if is_repairable(&failure) || host.is_uncertain() => {}
+        Err(failure) => return Err(failure),
     }
     Ok(Plan::Change(Box::new(Call { apt, update: None, words, moves, unknown: None })))
 }
@@ -222,8 +224,7 @@ fn install(args: &Args, mut asked: Vec<Asked>, apt: Apt, host: &dyn Read) -> Res
         Ok(moves) => (moves, None),
         Err(_) if update.is_some() => (named(), None),
         Err(failure) if host.is_uncertain() => (named(), Some(failure.message)),
-        // Left by an interrupted run, and repaired before the installation.
-        Err(failure) if failure.message.contains("fix-broken") || failure.message.contains("interrupted") => (named(), None),
+        Err(failure) if is_repairable(&failure) => (named(), None),
         Err(failure) => return Err(failure),
     };
     Ok(Plan::Change(Box::new(Call { apt, update, words, moves, unknown })))
@@ -258,6 +259,11 @@ fn simulate(apt: &Apt, words: &[String], host: &dyn Read) -> Result<Vec<Move>, F
         moves.push(Move { name: name.to_owned(), before, after });
     }
     Ok(moves)
+}
+
+/// Left by an interrupted run, and repaired before anything else is done.
+fn is_repairable(failure: &Failure) -> bool {
+    failure.message.contains("fix-broken") || failure.message.contains("interrupted")
 }
 
 /// Why apt-get's simulation failed.
@@ -485,6 +491,10 @@ mod tests {
         let failure = error(json!({"name": "jqq"}));
         assert_eq!((failure.message.as_str(), failure.hint.as_deref()), ("no package 'jqq' is known to apt", Some("did you mean 'jq'?")));
         assert!(error(json!({})).message.contains("missing"));
+        let mut essential = fresh().answers(&format!("{CALL} -s remove sed"), 100, "", "E: Essential packages were removed\n");
+        essential.packages.insert("sed".into(), "4.9".into());
+        let failure = plan(&essential, "package", json!({"name": "sed", "state": "absent"})).unwrap_err();
+        assert!(failure.message.contains("Essential packages"));
         assert!(error(json!({"name": "-o=x"})).message.contains("is no name for a package"));
         assert!(error(json!({"name": "a b"})).hint.unwrap().contains("a list"));
         assert!(error(json!({"name": "/x.deb"})).hint.unwrap().contains("`deb`"));

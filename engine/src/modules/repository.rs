@@ -51,11 +51,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "repository",
     aliases: &["apt_repository", "deb822_repository"],
-    summary: "Adds or removes a source of packages for apt.",
+    summary: "Adds or removes a source of packages for apt",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "repository:\n  name: hashicorp\n  uris: https://apt.releases.hashicorp.com\n  suites: \"{{ facts.os.codename }}\"\n  components: main\n  signed_by: /etc/apt/keyrings/hashicorp.gpg\n",
+    example: "- name: the vendor's packages\n  repository:\n    name: hashicorp\n    uris: https://apt.releases.hashicorp.com\n    suites: \"{{ facts.os.codename }}\"\n    components: main\n    signed_by: /etc/apt/keyrings/hashicorp.gpg\n",
     plan,
 };
 

@@ -38,11 +38,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "service",
     aliases: &["systemd", "systemd_service"],
-    summary: "Starts, stops, restarts, enables and masks units of systemd.",
+    summary: "Starts, stops, restarts, enables and masks units of systemd",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "service:\n  name: consul\n  state: started\n  enabled: true\n",
+    example: "- name: Consul runs\n  service:\n    name: consul\n    state: started\n    enabled: true\n",
     plan,
 };
 

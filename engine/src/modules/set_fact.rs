@@ -21,11 +21,11 @@ pub const ARGS: &[Arg] = &[Arg {
 pub const DEFINITION: Definition = Definition {
     name: "set_fact",
     aliases: &[],
-    summary: "Sets variables of this host for the rest of the run.",
+    summary: "Sets variables of this host for the rest of the run",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "set_fact:\n  consul_address: \"{{ facts.addresses.ipv4[0] }}\"\n",
+    example: "- name: the address to bind\n  set_fact:\n    consul_address: \"{{ facts.addresses.ipv4[0] }}\"\n",
     plan,
 };
 

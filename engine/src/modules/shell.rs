@@ -37,11 +37,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "shell",
     aliases: &[],
-    summary: "Runs a command line by a shell: pipes, redirections, variables.",
+    summary: "Runs a command line by a shell: pipes, redirections, variables",
     args: ARGS,
     free_form: FreeForm::Arg("cmd"),
     needs: Needs::Nothing,
-    example: "shell:\n  cmd: consul keygen > /etc/consul.d/key\n  creates: /etc/consul.d/key\n",
+    example: "- name: a gossip key\n  shell:\n    cmd: consul keygen > /etc/consul.d/key\n    creates: /etc/consul.d/key\n",
     plan,
 };
 

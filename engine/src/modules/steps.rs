@@ -28,11 +28,13 @@ pub(crate) struct Steps {
     pub(crate) diffs: Vec<Diff>,
     pub(crate) steps: Vec<Step>,
     pub(crate) outcome: Outcome,
+    /// Adds results that are known only afterwards (not in check mode).
+    pub(crate) finish: Option<fn(&dyn Read, Outcome) -> Result<Outcome, Failure>>,
 }
 
 impl Steps {
     pub(crate) fn new(outcome: Outcome) -> Self {
-        Self { diffs: Vec::new(), steps: Vec::new(), outcome }
+        Self { diffs: Vec::new(), steps: Vec::new(), outcome, finish: None }
     }
 
     pub(crate) fn diff(mut self, what: impl Into<String>, before: impl Into<String>, after: impl Into<String>) -> Self {
@@ -66,9 +68,12 @@ impl Change for Steps {
     }
 
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
-        let mut outcome = self.outcome;
-        outcome.unknown |= apply(&self.steps, host)?;
-        Ok(outcome)
+        let Self { steps, mut outcome, finish, .. } = *self;
+        outcome.unknown |= apply(&steps, host)?;
+        match finish {
+            Some(finish) if !host.is_overlay() => finish(host.as_read(), outcome),
+            _ => Ok(outcome),
+        }
     }
 }
 

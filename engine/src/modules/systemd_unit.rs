@@ -44,11 +44,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "systemd_unit",
     aliases: &[],
-    summary: "Writes a unit file or drop-in, and makes systemd read it.",
+    summary: "Writes a unit file or drop-in, and makes systemd read it",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "systemd_unit:\n  name: consul.service\n  sections:\n    Unit:\n      Description: Consul\n      After: network-online.target\n    Service:\n      Type: notify\n      User: consul\n      ExecStart: /usr/local/bin/consul agent -config-dir=/etc/consul.d\n      LimitNOFILE: 65536\n    Install:\n      WantedBy: multi-user.target\n  enabled: true\n",
+    example: "- name: Consul's unit\n  systemd_unit:\n    name: consul.service\n    sections:\n      Unit:\n        Description: Consul\n        After: network-online.target\n      Service:\n        Type: notify\n        User: consul\n        ExecStart: /usr/local/bin/consul agent -config-dir=/etc/consul.d\n        LimitNOFILE: 65536\n      Install:\n        WantedBy: multi-user.target\n    enabled: true\n",
     plan,
 };
 

@@ -90,11 +90,11 @@ impl FromArg for Status {
 pub const DEFINITION: Definition = Definition {
     name: "uri",
     aliases: &[],
-    summary: "Sends a request by HTTP or HTTPS and reads the answer.",
+    summary: "Sends a request by HTTP or HTTPS and reads the answer",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "uri:\n  url: http://127.0.0.1:8500/v1/status/leader\n  return_content: true\nregister: leader\nuntil: leader.json != ''\nretries: 30\n",
+    example: "- name: wait for a leader\n  uri:\n    url: http://127.0.0.1:8500/v1/status/leader\n    return_content: true\n  register: leader\n  until: leader.json != ''\n  retries: 30\n",
     plan,
 };
 

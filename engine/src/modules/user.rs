@@ -61,11 +61,11 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "user",
     aliases: &[],
-    summary: "Makes, changes or removes a user.",
+    summary: "Makes, changes or removes a user",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "user:\n  name: consul\n  group: consul\n  system: true\n  home: /opt/consul\n  create_home: false\n  shell: /bin/false\n",
+    example: "- name: Consul's user\n  user:\n    name: consul\n    group: consul\n    system: true\n    home: /opt/consul\n    create_home: false\n    shell: /bin/false\n",
     plan,
 };
 
@@ -327,7 +327,18 @@ fn assemble(
         let what = format!("user {}", args.name);
         steps.diffs.insert(0, Diff { what, before: found.before, after, hidden: false });
     }
+    steps.finish = Some(numbers);
     Ok(if steps.steps.is_empty() { Plan::Unchanged(outcome) } else { steps.into_plan() })
+}
+
+/// The numbers that a new user has got.
+fn numbers(host: &dyn Read, outcome: Outcome) -> Result<Outcome, Failure> {
+    let users = host.users().map_err(|e| Failure::io("read", Path::new("/etc/passwd"), &e))?;
+    let Some(user) = users.iter().find(|u| outcome.data.get("name").is_some_and(|name| *name == u.name)) else {
+        return Err(Failure { changed: true, ..Failure::new("the user was made, but is not in /etc/passwd") });
+    };
+    let ids = [("uid", user.uid), ("group", user.gid)];
+    Ok(ids.into_iter().filter_map(|(name, id)| Some((name, id?))).fold(outcome, |o, (name, id)| o.with(name, id)))
 }
 
 /// Sets the password by standard input: arguments of programs are seen by everyone on the machine.
@@ -388,7 +399,7 @@ mod tests {
             fake.ran[1],
             "useradd --system --no-create-home --gid consul --home-dir /opt/consul --shell /bin/false -- consul"
         );
-        assert_eq!(outcome.data["home"], "/opt/consul");
+        assert_eq!((&outcome.data["home"], &outcome.data["uid"]), (&json!("/opt/consul"), &json!(900)));
         let gid = fake.groups.iter().find(|g| g.name == "consul").unwrap().gid;
         assert_eq!(fake.users.iter().find(|u| u.name == "consul").unwrap().gid, gid);
     }

@@ -68,11 +68,11 @@ impl super::FromArg for regex::Regex {
 pub const DEFINITION: Definition = Definition {
     name: "wait_for",
     aliases: &[],
-    summary: "Waits for a port, a file, or a text in one.",
+    summary: "Waits for a port, a file, or a text in one",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    example: "wait_for:\n  port: 8500\n  timeout: 60\n",
+    example: "- name: Consul's port\n  wait_for:\n    port: 8500\n    timeout: 60\n",
     plan,
 };
 
