@@ -2,6 +2,8 @@
 
 /// Findings with places, and how they are shown.
 pub mod diag;
+/// What the agent finds out about its host.
+pub mod facts;
 /// The local machine behind traits.
 pub mod host;
 /// What a task can do.
