@@ -15,6 +15,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::modules::Failure;
 
+pub(crate) mod atomic;
+/// Running programs.
+pub mod exec;
+/// Changes kept in memory.
+pub mod overlay;
+/// The machine itself.
+pub mod real;
+
+/// Writes the content of a file, piece by piece.
+pub type Fill<'a> = &'a mut dyn FnMut(&mut dyn io::Write) -> Result<(), Failure>;
+
 /// What kind of thing stands at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,7 +55,7 @@ pub struct Meta {
     pub size: u64,
     /// Last modification.
     pub modified: SystemTime,
-    /// Device and inode: equal for hard links of one file. Zero in an overlay.
+    /// Device and inode: equal for hard links of one file.
     pub identity: (u64, u64),
 }
 
@@ -227,6 +238,13 @@ pub trait Write: Read {
     /// command line in which `%s` stands for the temporary file), rename, fsync of the folder. What was there, a link
     /// too, is replaced; a folder is an error. With `attrs` fields `None` an existing file's are kept.
     fn write(&mut self, path: &Path, content: &[u8], attrs: &Attrs, validate: Option<&str>) -> Result<(), Failure>;
+    /// Like [`Write::write`] for content that comes piece by piece (a download): `fill` writes to the temporary file, and its
+    /// failure leaves what was there. False where `fill` was not called, because changes are only recorded.
+    fn receive(&mut self, path: &Path, attrs: &Attrs, fill: Fill<'_>) -> Result<bool, Failure> {
+        let mut content = Vec::new();
+        fill(&mut content)?;
+        self.write(path, &content, attrs, None).map(|()| true)
+    }
     /// Makes one folder.
     fn mkdir(&mut self, path: &Path, attrs: &Attrs) -> Result<(), Failure>;
     /// Sets owner, group, mode; links are not followed.
