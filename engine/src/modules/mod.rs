@@ -13,12 +13,37 @@ use serde_json::{Map, Value};
 
 use crate::host::{Read, Write};
 
+mod archive;
 pub mod args;
+/// `copy`.
+pub mod copy;
+/// `download`.
+pub mod download;
+mod fetch;
+/// `file`.
+pub mod file;
+/// `lineinfile`.
+pub mod lineinfile;
+mod place;
+/// `stat`.
+pub mod stat;
+/// `template`.
+pub mod template;
+/// `unarchive`.
+pub mod unarchive;
 
 pub use args::{Arg, FromArg};
 
 /// Every module, in the order of the manual.
-pub const DEFINITIONS: &[&Definition] = &[];
+pub const DEFINITIONS: &[&Definition] = &[
+    &copy::DEFINITION,
+    &download::DEFINITION,
+    &file::DEFINITION,
+    &lineinfile::DEFINITION,
+    &stat::DEFINITION,
+    &template::DEFINITION,
+    &unarchive::DEFINITION,
+];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
 pub fn find(name: &str) -> Option<&'static Definition> {
