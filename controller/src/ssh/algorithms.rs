@@ -20,8 +20,7 @@ const KEX: &[kex::Name] = &[
 ];
 
 /// Announce extensions (RFC 8308) and strict key exchange; no algorithms, always sent.
-const EXTENSIONS: &[kex::Name] =
-    &[kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
+const EXTENSIONS: &[kex::Name] = &[kex::EXTENSION_SUPPORT_AS_CLIENT, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT];
 
 /// AES-GCM first: both ends have instructions for it.
 const CIPHERS: &[cipher::Name] =
@@ -80,7 +79,10 @@ fn named(name: &str) -> Result<kex::Name, String> {
         let names = || KEX.iter().map(AsRef::as_ref);
         let near = rollcall_engine::diag::nearest(name, names());
         let near = near.map(|near| format!("; did you mean {near}?")).unwrap_or_default();
-        format!("ssh.kex: {name:?} is no key exchange that we have{near}\nhint: {}", names().collect::<Vec<_>>().join(", "))
+        format!(
+            "ssh.kex: {name:?} is no key exchange that we have{near}\nhint: {}",
+            names().collect::<Vec<_>>().join(", ")
+        )
     })
 }
 

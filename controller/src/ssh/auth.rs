@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use russh::client::{AuthResult, Handle};
 use russh::keys::agent::AgentIdentity;
+use russh::keys::signature::Signer as _;
+use russh::keys::ssh_encoding::Encode;
 use russh::keys::ssh_key::private::KeypairData;
 use russh::keys::ssh_key::{Signature, public::KeyData};
-use russh::keys::ssh_encoding::Encode;
-use russh::keys::signature::Signer as _;
 use russh::keys::{HashAlg, PrivateKey, PrivateKeyWithHashAlg};
 use russh::{AgentAuthError, MethodKind, MethodSet, Signer};
 
@@ -30,7 +30,10 @@ pub(super) struct Login<'a> {
 enum Outcome {
     In,
     /// Refused; these methods are left.
-    Out { methods: MethodSet, partial: bool },
+    Out {
+        methods: MethodSet,
+        partial: bool,
+    },
     /// The key itself cannot be used.
     Unusable(String),
 }
@@ -66,13 +69,14 @@ impl Login<'_> {
                     tracing::debug!(target: "rollcall::ssh", "{}: refused key {label}", self.address);
                     tried.push(label);
                     if partial {
-                        hint = "\nhint: the key was right, but the host wants a second factor".to_owned();
+                        hint = String::from("\nhint: the key was right, but the host wants a second factor");
                         break;
                     }
                     if self.handle.is_closed() || methods.is_empty() {
-                        hint = "\nhint: the host ended the attempt (too many keys?); name the right one: \
-                                --private-key, or ansible_ssh_private_key_file"
-                            .to_owned();
+                        hint = String::from(
+                            "\nhint: the host ended the attempt (too many keys?); name the right one: \
+                             --private-key, or ansible_ssh_private_key_file",
+                        );
                         break;
                     }
                     if !methods.contains(&MethodKind::PublicKey) {
@@ -92,12 +96,7 @@ impl Login<'_> {
         if hint.is_empty() && asked > 0 {
             hint = format!("\nhint: is the public key in ~{}/.ssh/authorized_keys there?", self.user);
         }
-        Err(ConnectError::AuthFailed {
-            address: self.address.to_owned(),
-            user: self.user.to_owned(),
-            tried,
-            hint,
-        })
+        Err(ConnectError::AuthFailed { address: self.address.to_owned(), user: self.user.to_owned(), tried, hint })
     }
 
     async fn offer(&mut self, offer: &Offer) -> Result<Outcome, ConnectError> {
@@ -122,8 +121,7 @@ impl Login<'_> {
                 "{}: offering certificate {}", self.address, certificate.key_id()
             );
             let mut signer = FileSigner(file.key.clone());
-            let attempt =
-                self.handle.authenticate_certificate_with(self.user, certificate.clone(), hash, &mut signer);
+            let attempt = self.handle.authenticate_certificate_with(self.user, certificate.clone(), hash, &mut signer);
             match timed(attempt, self.limit, self.address).await? {
                 Ok(AuthResult::Failure { .. }) if !self.handle.is_closed() => {}
                 other => return Ok(outcome(other)),
@@ -144,20 +142,15 @@ impl Login<'_> {
             Err(error) => return Ok(Outcome::Unusable(error.to_string())),
         };
         // The agent may ask its user to confirm: the limit is that of a person.
-        let limit = self.limit.max(Duration::from_secs(60));
+        let limit = self.limit.max(Duration::from_mins(1));
         let result = match identity {
             AgentIdentity::PublicKey { key, .. } => {
-                let attempt =
-                    self.handle.authenticate_publickey_with(self.user, key.clone(), hash, &mut agent);
+                let attempt = self.handle.authenticate_publickey_with(self.user, key.clone(), hash, &mut agent);
                 timed(attempt, limit, self.address).await?
             }
             AgentIdentity::Certificate { certificate, .. } => {
-                let attempt = self.handle.authenticate_certificate_with(
-                    self.user,
-                    certificate.clone(),
-                    hash,
-                    &mut agent,
-                );
+                let attempt =
+                    self.handle.authenticate_certificate_with(self.user, certificate.clone(), hash, &mut agent);
                 timed(attempt, limit, self.address).await?
             }
         };
@@ -229,4 +222,3 @@ fn sign(key: &PrivateKey, hash: Option<HashAlg>, data: &[u8]) -> Result<Signatur
         _ => key.try_sign(data)?,
     })
 }
-

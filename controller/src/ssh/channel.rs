@@ -24,7 +24,11 @@ const STDOUT_PACKETS: usize = 16;
 pub enum Exit {
     Code(u32),
     /// Ended by a signal, named without SIG.
-    Signal { name: String, core_dumped: bool, message: String },
+    Signal {
+        name: String,
+        core_dumped: bool,
+        message: String,
+    },
     /// The connection ended before the command did: what it did is unknown.
     Lost(String),
     /// The host would not start it at all (a forced command, no shell).
@@ -121,7 +125,7 @@ async fn wait_exit(exit: &mut watch::Receiver<Option<Exit>>) -> Exit {
 
 async fn drain(from: &mut Output, limit: usize) -> Vec<u8> {
     let mut kept = Vec::new();
-    let mut buffer = [0u8; 8192];
+    let mut buffer = [0u8; 4096];
     // An Output has no errors, only an end.
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         let room = limit.saturating_sub(kept.len()).min(length);

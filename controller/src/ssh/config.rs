@@ -180,8 +180,15 @@ impl SshConfig {
 }
 
 const KNOWN: &[&str] = &[
-    "hostname", "user", "port", "identityfile", "proxyjump", "proxycommand", "userknownhostsfile",
-    "stricthostkeychecking", "hostkeyalias",
+    "hostname",
+    "user",
+    "port",
+    "identityfile",
+    "proxyjump",
+    "proxycommand",
+    "userknownhostsfile",
+    "stricthostkeychecking",
+    "hostkeyalias",
 ];
 
 fn set<T>(slot: &mut Option<T>, value: impl FnOnce() -> Result<T, ConfigError>) -> Result<(), ConfigError> {
@@ -291,7 +298,8 @@ mod tests {
 
     #[test]
     fn quotes_comments_and_equal_signs() {
-        let text = "IdentityFile = \"~/my keys/id\" # mine\n#User x\nUserKnownHostsFile /a \"/b c\"\nHostKeyAlias alias\n";
+        let text =
+            "IdentityFile = \"~/my keys/id\" # mine\n#User x\nUserKnownHostsFile /a \"/b c\"\nHostKeyAlias alias\n";
         let target = target(text, "t").expect("a target");
         assert!(target.identity_files[0].ends_with("my keys/id"));
         assert_eq!(target.known_hosts, Some(vec!["/a".into(), "/b c".into()]));
@@ -300,8 +308,12 @@ mod tests {
 
     #[test]
     fn host_key_policies() {
-        for (word, policy) in [("yes", HostKeyPolicy::Strict), ("ask", HostKeyPolicy::Strict),
-            ("accept-new", HostKeyPolicy::AcceptNew), ("no", HostKeyPolicy::AcceptNew)] {
+        for (word, policy) in [
+            ("yes", HostKeyPolicy::Strict),
+            ("ask", HostKeyPolicy::Strict),
+            ("accept-new", HostKeyPolicy::AcceptNew),
+            ("no", HostKeyPolicy::AcceptNew),
+        ] {
             let target = target(&format!("StrictHostKeyChecking {word}"), "t").expect("a target");
             assert_eq!(target.accept, Some(policy), "{word}");
         }

@@ -45,12 +45,7 @@ impl Line {
     }
 
     pub(super) fn error(&self, what: impl Into<String>, hint: impl Into<String>) -> ConfigError {
-        ConfigError::Line {
-            place: self.place.clone(),
-            text: self.text.clone(),
-            what: what.into(),
-            hint: hint.into(),
-        }
+        ConfigError::Line { place: self.place.clone(), text: self.text.clone(), what: what.into(), hint: hint.into() }
     }
 }
 
@@ -92,9 +87,8 @@ impl Reader<'_> {
                 place,
                 text: text.trim().to_owned(),
             };
-            let Some((keyword, words)) = split(text).map_err(|what| {
-                line.error(what, "write Keyword value, or Keyword \"a value with blanks\"")
-            })?
+            let Some((keyword, words)) = split(text)
+                .map_err(|what| line.error(what, "write Keyword value, or Keyword \"a value with blanks\""))?
             else {
                 continue;
             };

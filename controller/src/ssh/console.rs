@@ -37,10 +37,7 @@ fn key_in(line: &str) -> Option<PublicKey> {
     words.windows(2).find_map(|pair| {
         let [name, data] = pair else { return None };
         // A prefix may touch the name: "cloud-init:ssh-ed25519", or a colour code before it.
-        let name = name
-            .char_indices()
-            .map(|(at, _)| &name[at..])
-            .find(|tail| is_algorithm(tail))?;
+        let name = name.char_indices().map(|(at, _)| &name[at..]).find(|tail| is_algorithm(tail))?;
         PublicKey::from_words(name, data)
     })
 }
@@ -51,7 +48,7 @@ mod tests {
     use crate::ssh::public_key::tests::sample;
 
     fn block(keys: &[PublicKey]) -> String {
-        let lines: String = keys.iter().map(|key| format!("{key} root@ip-10-0-0-1\n")).collect();
+        let lines = keys.iter().map(|key| format!("{key} root@ip-10-0-0-1\n")).collect::<Vec<_>>().concat();
         format!("{BEGIN}\n{lines}{END}\n")
     }
 

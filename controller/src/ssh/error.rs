@@ -46,7 +46,8 @@ pub enum ConnectError {
 
     #[error(
         "the host key of {name} is not known: it offers {algorithm} {fingerprint}\n{}{}\n{hint}",
-        notes_text(notes), compare_hint(name, algorithm)
+        notes_text(notes),
+        compare_hint(name, algorithm)
     )]
     HostKeyUnknown {
         /// As known_hosts would file it.
@@ -76,7 +77,7 @@ pub enum ConnectError {
 
     #[error("no host key of {instance} in its console output after {} s{}\n\
              hint: the console of an instance lags by up to a few minutes; try again, or record \
-             the key by hand, from ssh-keygen -lf on the instance (see docs/ssh.md)", waited.as_secs(), reason_text(reason))]
+             the key by hand, from ssh-keygen -lf on the instance (see docs/ssh.md)", waited.as_secs(), reason_text(reason.as_deref()))]
     Console { instance: String, waited: Duration, reason: Option<String> },
 
     #[error("{address} lets {user} not in; tried: {}{hint}", tried_text(tried))]
@@ -135,12 +136,12 @@ fn tried_text(tried: &[String]) -> String {
     if tried.is_empty() { "nothing, there is no key to offer".to_owned() } else { tried.join(", ") }
 }
 
-fn reason_text(reason: &Option<String>) -> String {
-    reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+fn reason_text(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
 fn notes_text(notes: &[String]) -> String {
-    notes.iter().take(3).map(|note| format!("note: ignored {note}\n")).collect()
+    notes.iter().take(3).map(|note| format!("note: ignored {note}\n")).collect::<Vec<_>>().concat()
 }
 
 /// The command that shows the fingerprint on the host itself.
@@ -157,12 +158,7 @@ fn compare_hint(name: &str, algorithm: &str) -> String {
     )
 }
 
-fn changed_text(
-    name: &str,
-    offered: &PublicKey,
-    recorded: &[(Place, PublicKey)],
-    hint: &str,
-) -> String {
+fn changed_text(name: &str, offered: &PublicKey, recorded: &[(Place, PublicKey)], hint: &str) -> String {
     let bar = "@".repeat(64);
     let mut text = format!(
         "the host key of {name} HAS CHANGED\n{bar}\n\

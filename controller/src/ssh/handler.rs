@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use russh::Names;
 use russh::client;
 use russh::keys::ssh_key::certificate::CertType;
 use russh::keys::{Certificate, HashAlg, PublicKey as WireKey, PublicKeyOrCertificate};
-use russh::Names;
 
 use super::error::ConnectError;
 use super::hostkeys::HostCheck;
@@ -128,11 +128,9 @@ pub(super) fn describe(error: &russh::Error) -> String {
             "the connection was closed".to_owned()
         }
         russh::Error::IO(io) => io.to_string(),
-        russh::Error::NoCommonAlgo { kind, ours, theirs } => format!(
-            "no common {kind:?} algorithm; ours: {}; theirs: {}",
-            ours.join(","),
-            theirs.join(",")
-        ),
+        russh::Error::NoCommonAlgo { kind, ours, theirs } => {
+            format!("no common {kind:?} algorithm; ours: {}; theirs: {}", ours.join(","), theirs.join(","))
+        }
         russh::Error::Version => "it does not speak SSH 2".to_owned(),
         other => {
             let mut text = other.to_string();

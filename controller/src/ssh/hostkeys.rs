@@ -150,11 +150,9 @@ impl HostCheck {
         });
         match revoked {
             None => Ok(()),
-            Some(place) => Err(ConnectError::HostKeyRevoked {
-                name: self.name.clone(),
-                fingerprint: key.fingerprint(),
-                place,
-            }),
+            Some(place) => {
+                Err(ConnectError::HostKeyRevoked { name: self.name.clone(), fingerprint: key.fingerprint(), place })
+            }
         }
     }
 
@@ -171,16 +169,17 @@ impl HostCheck {
         match self.read_known(|known| known.check(&self.names, key)) {
             Verdict::Known => Ok(()),
             Verdict::Unknown if self.policy == HostKeyPolicy::AcceptNew => self.record(key).await,
-            Verdict::Unknown => Err(self.unknown(key, format!(
-                "and record it by: ssh-keyscan -p {} {}, or run with accept-new (ssh.host_keys in rollcall.yaml)",
-                self.port, self.address
-            ))),
+            Verdict::Unknown => Err(self.unknown(
+                key,
+                format!(
+                    "and record it by: ssh-keyscan -p {} {}, or run with accept-new (ssh.host_keys in rollcall.yaml)",
+                    self.port, self.address
+                ),
+            )),
             Verdict::Changed(recorded) => Err(self.changed(key, recorded)),
-            Verdict::Revoked(place) => Err(ConnectError::HostKeyRevoked {
-                name: self.name.clone(),
-                fingerprint: key.fingerprint(),
-                place,
-            }),
+            Verdict::Revoked(place) => {
+                Err(ConnectError::HostKeyRevoked { name: self.name.clone(), fingerprint: key.fingerprint(), place })
+            }
         }
     }
 
@@ -194,11 +193,9 @@ impl HostCheck {
         let appended = appended.unwrap_or_else(|join| Err(std::io::Error::other(join)));
         match appended {
             Ok(Verdict::Changed(recorded)) => Err(self.changed(key, recorded)),
-            Ok(Verdict::Revoked(place)) => Err(ConnectError::HostKeyRevoked {
-                name: self.name.clone(),
-                fingerprint: key.fingerprint(),
-                place,
-            }),
+            Ok(Verdict::Revoked(place)) => {
+                Err(ConnectError::HostKeyRevoked { name: self.name.clone(), fingerprint: key.fingerprint(), place })
+            }
             Ok(Verdict::Known | Verdict::Unknown) => {
                 tracing::info!(
                     target: "rollcall::ssh",
@@ -235,17 +232,19 @@ impl HostCheck {
             vec![key.clone()]
         } else if !console.is_empty() {
             let printed: Vec<String> = console.iter().map(PublicKey::fingerprint).collect();
-            return Err(self.unknown(key, format!(
-                "DO NOT accept it unseen: the console of {id} printed other keys ({}); another machine answers \
+            return Err(self.unknown(
+                key,
+                format!(
+                    "DO NOT accept it unseen: the console of {id} printed other keys ({}); another machine answers \
                  at {}, or the keys were made anew after boot",
-                printed.join(", "), self.address
-            )));
+                    printed.join(", "),
+                    self.address
+                ),
+            ));
         } else if self.policy == HostKeyPolicy::AcceptNew {
             vec![key.clone()]
         } else {
-            return Err(self.unknown(key, format!(
-                "and record it: echo '{id} {key}' > {}", file.display()
-            )));
+            return Err(self.unknown(key, format!("and record it: echo '{id} {key}' > {}", file.display())));
         };
         pins::store(file, id, &keys)
             .map_err(|source| ConnectError::HostKeyFile { path: file.clone(), source: Arc::new(source) })?;

@@ -27,7 +27,7 @@ pub(super) struct FileKey {
 #[derive(Debug, Clone)]
 pub(super) enum Offer {
     File(PathBuf),
-    Agent(AgentIdentity),
+    Agent(Box<AgentIdentity>),
 }
 
 impl Offer {
@@ -84,7 +84,7 @@ impl Identities {
         let named = if own.is_empty() { &self.general } else { own };
         let mut offers = Vec::new();
         if named.is_empty() {
-            offers.extend(agent.into_iter().map(Offer::Agent));
+            offers.extend(agent.into_iter().map(Box::new).map(Offer::Agent));
             offers.extend(self.defaults.iter().filter(|path| path.exists()).cloned().map(Offer::File));
         } else {
             let mut rest = agent;
@@ -95,11 +95,11 @@ impl Identities {
                     rest.iter().position(same)
                 });
                 offers.push(match held {
-                    Some(at) => Offer::Agent(rest.remove(at)),
+                    Some(at) => Offer::Agent(Box::new(rest.remove(at))),
                     None => Offer::File(path.clone()),
                 });
             }
-            offers.extend(rest.into_iter().map(Offer::Agent));
+            offers.extend(rest.into_iter().map(Box::new).map(Offer::Agent));
         }
         let worked = self.worked.lock().unwrap_or_else(PoisonError::into_inner).get(user).cloned();
         if own.is_empty()

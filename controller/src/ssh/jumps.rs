@@ -38,8 +38,8 @@ impl Hop {
             Some((user, address)) => (Some(user.to_owned()), address),
             None => (None, bare),
         };
-        let (host, port) = split_port(address)
-            .ok_or_else(|| format!("{text:?} is no jump host: expected [user@]host[:port]"))?;
+        let (host, port) =
+            split_port(address).ok_or_else(|| format!("{text:?} is no jump host: expected [user@]host[:port]"))?;
         let blank = host.is_empty() || host.contains(char::is_whitespace) || host.starts_with('-');
         if blank || user.as_deref() == Some("") {
             return Err(format!("{text:?} is no jump host: expected [user@]host[:port]"));
@@ -210,13 +210,10 @@ mod tests {
     #[test]
     fn a_proxy_command_that_is_a_jump() {
         assert_eq!(shown(r#"-o ProxyCommand="ssh -W %h:%p -q ec2-user@bastion""#), "ec2-user@bastion");
-        assert_eq!(shown(r#"-o 'ProxyCommand=/usr/bin/ssh -p 2200 -l me -W %h:%p b'"#), "me@b:2200");
+        assert_eq!(shown("-o 'ProxyCommand=/usr/bin/ssh -p 2200 -l me -W %h:%p b'"), "me@b:2200");
         assert_eq!(shown(r#"-oProxyCommand="ssh -J a -W [%h]:%p b""#), "a > b");
         let hops = jumps_from_ssh_args(r#"-o ProxyCommand="ssh -i ~/.ssh/k -W %h:%p b""#);
-        assert_eq!(
-            hops.expect("a jump").first().and_then(|hop| hop.identity_file.clone()),
-            Some("~/.ssh/k".into())
-        );
+        assert_eq!(hops.expect("a jump").first().and_then(|hop| hop.identity_file.clone()), Some("~/.ssh/k".into()));
     }
 
     #[test]

@@ -300,20 +300,14 @@ mod tests {
 
     #[test]
     fn plain_names_ports_and_comments() {
-        let known = known(&format!(
-            "# comment\n\n  web1,10.0.0.1 {} me@laptop\n[web1]:2222 {}\n",
-            sample(1),
-            sample(2)
-        ));
+        let known =
+            known(&format!("# comment\n\n  web1,10.0.0.1 {} me@laptop\n[web1]:2222 {}\n", sample(1), sample(2)));
         assert_eq!(known.check(&names(&["web1"]), &sample(1)), Verdict::Known);
         assert_eq!(known.check(&names(&["10.0.0.1"]), &sample(1)), Verdict::Known);
         assert_eq!(known.check(&names(&[&lookup_name("WEB1", 2222)]), &sample(2)), Verdict::Known);
         assert_eq!(known.check(&names(&["web2"]), &sample(1)), Verdict::Unknown);
         let place = Place { file: "kh".into(), line: 3 };
-        assert_eq!(
-            known.check(&names(&["web1"]), &sample(9)),
-            Verdict::Changed(vec![(place, sample(1))])
-        );
+        assert_eq!(known.check(&names(&["web1"]), &sample(9)), Verdict::Changed(vec![(place, sample(1))]));
         assert!(known.problems.is_empty());
     }
 
@@ -373,8 +367,11 @@ mod tests {
 
     #[test]
     fn bad_lines_are_kept_as_problems() {
-        let text = format!("h\nh ssh-ed25519\nh ssh-rsa {0}\n@what h {1}\n|2|a|b {1}\n|1|x {1}\n@revoked",
-            &sample(1).to_string()[12..], sample(1));
+        let text = format!(
+            "h\nh ssh-ed25519\nh ssh-rsa {0}\n@what h {1}\n|2|a|b {1}\n|1|x {1}\n@revoked",
+            &sample(1).to_string()[12..],
+            sample(1)
+        );
         let known = known(&text);
         assert_eq!(known.problems.len(), 7, "{:?}", known.problems);
         assert!(known.problems[0].starts_with("kh:1: expected NAMES ALGORITHM KEY"));

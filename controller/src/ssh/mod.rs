@@ -6,10 +6,11 @@
 //! - [`hostkeys`], [`known_hosts`], [`pins`], [`console`]: is this the host that we think it is;
 //! - [`auth`], [`identities`]: key files, certificates, ssh-agent;
 //! - [`channel`]: one command's stdin, stdout, stderr and exit;
-//! - [`push`], [`sudo`]: the agent's binary on the host, and its start.
+//! - [`agents`], [`push`], [`sudo`]: the agent's binary on the host, and its start.
 
 #![allow(unreachable_pub, reason = "a program has no API: `pub` marks what its other rooms may use")]
 
+mod agents;
 mod algorithms;
 mod auth;
 mod channel;
@@ -33,6 +34,7 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
+pub use agents::{AgentBinary, Agents, INSTALL_DIR, find_agents};
 pub use channel::{Channel, Exit, ExitHandle, Output};
 pub use config::{ConfigError, SshConfig};
 pub use console::keys_from_console;
@@ -40,10 +42,7 @@ pub use error::{ConnectError, SshError, Stage};
 pub use hostkeys::ConsoleSource;
 pub use jumps::{Hop, jumps_from_ssh_args};
 pub use public_key::PublicKey;
-pub use push::{
-    AgentBinary, AgentError, Agents, INSTALL_DIR, RunningAgent, find_agents, start_agent,
-    start_agent_with,
-};
+pub use push::{AgentError, RunningAgent, start_agent, start_agent_with};
 pub use settings::{HostKeyPolicy, PassphrasePrompt, Secret, Settings, Target, TargetSpec};
 pub use sudo::{Elevation, SudoError};
 pub use transport::{Session, Transport};

@@ -90,8 +90,7 @@ fn short_name(algorithm: &str) -> &'static str {
 pub(super) mod tests {
     use super::*;
 
-    pub(in super::super) const ED: &str =
-        "AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+    pub(in super::super) const ED: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 
     /// A key that differs for each seed; only good for comparing.
     pub(in super::super) fn sample(seed: u8) -> PublicKey {

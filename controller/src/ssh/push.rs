@@ -4,61 +4,34 @@
 //! a second channel then carries the compressed binary to a script that installs it as root and
 //! becomes it. So a host sees one session, or two when it is pushed to.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
+use super::agents::{AgentBinary, Agents};
 use super::channel::{Channel, Exit};
 use super::error::SshError;
 use super::push_script::{Codec, MARK, install, start};
 use super::sudo::{Elevation, PROMPT, SudoError, complaint};
 use super::transport::Session;
 
-/// Where agents live on a host.
-pub const INSTALL_DIR: &str = "/usr/local/lib/rollcall";
 /// A host that neither takes nor says anything for so long does not get there any more.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// Of what a host prints before the agent runs, more is not kept.
 const CHATTER_BYTES: usize = 64 * 1024;
 const CHUNK_BYTES: usize = 32 * 1024;
 
-/// One agent program.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AgentBinary {
-    pub path: PathBuf,
-    /// As `uname -m` says it: `x86_64`, `aarch64`.
-    pub arch: String,
-    /// SHA-256 in hex.
-    pub hash: String,
-}
-
-type Packed = Arc<OnceCell<Result<Arc<Vec<u8>>, Arc<io::Error>>>>;
-
-/// The agents of a run, one per architecture. Each is compressed at most once.
-pub struct Agents {
-    binaries: Vec<AgentBinary>,
-    folder: String,
-    packed: Mutex<HashMap<(String, Codec), Packed>>,
-}
-
-impl fmt::Debug for Agents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Agents").field("binaries", &self.binaries).finish_non_exhaustive()
-    }
-}
-
 /// Why there is no agent on a host.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    #[error("no agent found in {}; expected a file `agent` or `agent-ARCH-linux`\nhint: make install puts it beside the controller", dirs_text(dirs))]
+    #[error(
+        "no agent found in {}; expected a file `agent` or `agent-ARCH-linux`\nhint: make install puts it beside the controller",
+        dirs_text(dirs)
+    )]
     NoAgents { dirs: Vec<PathBuf> },
     #[error("{}: {reason}", path.display())]
     NotAnAgent { path: PathBuf, reason: String },
@@ -68,8 +41,10 @@ pub enum AgentError {
         #[source]
         source: Arc<io::Error>,
     },
-    #[error("{host} is {os} on {arch}, and there is no agent for it; there is one for Linux on {have}\n\
-             hint: put agent-{arch}-linux beside the controller")]
+    #[error(
+        "{host} is {os} on {arch}, and there is no agent for it; there is one for Linux on {have}\n\
+             hint: put agent-{arch}-linux beside the controller"
+    )]
     MissingArch { host: String, os: String, arch: String, have: String },
     #[error("{host}: cannot become root{}", if *installing { " to install the agent" } else { "" })]
     Sudo {
@@ -98,121 +73,6 @@ pub struct RunningAgent {
     pub pushed: bool,
 }
 
-impl Agents {
-    pub fn new(binaries: Vec<AgentBinary>) -> Self {
-        Self { binaries, folder: INSTALL_DIR.to_owned(), packed: Mutex::default() }
-    }
-
-    /// Another folder on the hosts: letters, digits and `/._-`.
-    #[cfg(test)]
-    pub(super) fn in_folder(mut self, folder: &str) -> Self {
-        assert!(folder.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)));
-        folder.clone_into(&mut self.folder);
-        self
-    }
-
-    pub fn binaries(&self) -> &[AgentBinary] {
-        &self.binaries
-    }
-
-    async fn packed(&self, agent: &AgentBinary, codec: Codec) -> Result<Arc<Vec<u8>>, AgentError> {
-        let cell = {
-            let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
-            packed.entry((agent.hash.clone(), codec)).or_default().clone()
-        };
-        let path = agent.path.clone();
-        let packed = cell.get_or_init(|| async move {
-            let packed = tokio::task::spawn_blocking(move || pack(&path, codec)).await;
-            packed.unwrap_or_else(|join| Err(io::Error::other(join))).map(Arc::new).map_err(Arc::new)
-        });
-        packed.await.clone().map_err(|source| AgentError::Read { path: agent.path.clone(), source })
-    }
-}
-
-fn pack(path: &Path, codec: Codec) -> io::Result<Vec<u8>> {
-    let bytes = std::fs::read(path)?;
-    match codec {
-        Codec::Raw => Ok(bytes),
-        Codec::Zstd => zstd::encode_all(&bytes[..], 3),
-        Codec::Gzip => {
-            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(5));
-            packer.write_all(&bytes)?;
-            packer.finish()
-        }
-    }
-}
-
-/// Finds agents in the folders, in their order: `agent-ARCH-linux`, or `agent` for whatever
-/// architecture it was built. The first one found for an architecture counts.
-pub fn find_agents(dirs: &[PathBuf]) -> Result<Agents, AgentError> {
-    let mut found: Vec<AgentBinary> = Vec::new();
-    for dir in dirs {
-        let Ok(entries) = std::fs::read_dir(dir) else { continue };
-        let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        // A file that names its architecture comes before plain `agent`.
-        names.sort_by_key(|name| (name == "agent", name.clone()));
-        for name in names {
-            let named = name.strip_prefix("agent-").and_then(|rest| rest.strip_suffix("-linux"));
-            if named.is_none() && name != "agent" {
-                continue;
-            }
-            let path = dir.join(&name);
-            if !path.is_file() {
-                continue;
-            }
-            let arch = match elf_arch(&path)? {
-                Some(arch) => arch,
-                // A controller on another system has its own kind of `agent` beside it.
-                None if named.is_none() => continue,
-                None => return Err(AgentError::NotAnAgent { path, reason: "not a Linux program for a processor that we know".into() }),
-            };
-            if let Some(named) = named
-                && named != arch
-            {
-                return Err(AgentError::NotAnAgent { path, reason: format!("named for {named} and built for {arch}") });
-            }
-            if found.iter().all(|agent| agent.arch != arch) {
-                let hash = hash_file(&path).map_err(|source| AgentError::Read { path: path.clone(), source: Arc::new(source) })?;
-                found.push(AgentBinary { path, arch: arch.to_owned(), hash });
-            }
-        }
-    }
-    if found.is_empty() {
-        return Err(AgentError::NoAgents { dirs: dirs.to_vec() });
-    }
-    Ok(Agents::new(found))
-}
-
-/// The processor that a Linux program is for, from its ELF header; `None`: no such program.
-fn elf_arch(path: &Path) -> Result<Option<&'static str>, AgentError> {
-    let mut header = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(20).read_to_end(&mut header));
-    read.map_err(|source| AgentError::Read { path: path.to_owned(), source: Arc::new(source) })?;
-    // Magic, 64 bit, little endian; e_machine stands at byte 18.
-    Ok(match header.get(18..20) {
-        Some(machine) if header.starts_with(b"\x7fELF\x02\x01") => match u16::from_le_bytes([machine[0], machine[1]]) {
-            62 => Some("x86_64"),
-            183 => Some("aarch64"),
-            _ => None,
-        },
-        _ => None,
-    })
-}
-
-/// SHA-256 of a file, in hex.
-pub(super) fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 256 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            length => hasher.update(&buffer[..length]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 /// Starts the agent with `args`, putting it there first where it is missing.
 pub async fn start_agent(
     session: &Session,
@@ -236,7 +96,7 @@ pub async fn start_agent_with(
         Elevation::None => (None, None),
         Elevation::Sudo { password } => (Some(password.is_some()), password.as_ref()),
     };
-    let binaries: Vec<&AgentBinary> = agents.binaries.iter().collect();
+    let binaries: Vec<&AgentBinary> = agents.binaries().iter().collect();
     let host = session.name();
     let command = start(&agents.folder, &binaries, sudo, args);
     let mut talk = Talk::new(host, "started", session.exec(&command).await?);
@@ -250,14 +110,13 @@ pub async fn start_agent_with(
         Answer::Failed(_) | Answer::Begin => return Err(talk.not_started().await),
     };
     drop(talk);
-    let agent = missing.pick(host, &agents.binaries)?;
+    let agent = missing.pick(host, agents.binaries())?;
     let packed = agents.packed(agent, missing.codec).await?;
     tracing::debug!(
         target: "rollcall::ssh",
         "{host}: pushing agent {} ({} bytes, {:?})", agent.hash, packed.len(), missing.codec
     );
-    let command =
-        install(&agents.folder, agent, missing.codec, packed.len(), sudo, missing.root, args);
+    let command = install(&agents.folder, agent, missing.codec, packed.len(), sudo, missing.root, args);
     let mut talk = Talk::new(host, "being installed", session.exec(&command).await?);
     if let Some(password) = password {
         talk.password(password.expose()).await?;
@@ -360,7 +219,7 @@ impl<'a> Talk<'a> {
     async fn until_answer(&mut self, data: &[u8]) -> Result<Answer, AgentError> {
         loop {
             if let Some(line) = self.next_word() {
-                return match self.answer(&line) {
+                return match Self::answer(&line) {
                     Some(answer) => Ok(answer),
                     None => Err(self.not_started().await),
                 };
@@ -375,7 +234,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    fn answer(&self, line: &str) -> Option<Answer> {
+    fn answer(line: &str) -> Option<Answer> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "begin" => Some(Answer::Begin),
@@ -404,7 +263,7 @@ impl<'a> Talk<'a> {
         if self.out_ended && self.err_ended {
             return Ok(false);
         }
-        let (mut out, mut err) = ([0u8; 4096], [0u8; 4096]);
+        let (mut out, mut err) = ([0u8; 2048], [0u8; 2048]);
         let Channel { stdin, stdout, stderr, .. } = &mut self.channel;
         let rest = &data[self.sent.min(data.len())..];
         let chunk = &rest[..rest.len().min(CHUNK_BYTES)];

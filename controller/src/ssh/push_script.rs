@@ -5,7 +5,7 @@
 //! (csh too) hands them to `sh` as they are; words for us start with [`MARK`], so that what a
 //! login script prints before them does no harm.
 
-use super::push::AgentBinary;
+use super::agents::AgentBinary;
 use super::sudo;
 
 /// In front of every line that is meant for us.
@@ -48,8 +48,11 @@ pub(super) fn start(folder: &str, agents: &[&AgentBinary], sudo: Option<bool>, a
     let choose = match agents {
         [one] => format!("A={folder}/agent-{};", one.hash),
         many => {
-            let cases: String =
-                many.iter().map(|agent| format!("{}) A={folder}/agent-{};; ", agent.arch, agent.hash)).collect();
+            let cases = many
+                .iter()
+                .map(|agent| format!("{}) A={folder}/agent-{};; ", agent.arch, agent.hash))
+                .collect::<Vec<_>>()
+                .concat();
             // A path that is never there, where no agent fits.
             format!("A={folder}/none; case $(uname -m) in {cases}esac;")
         }
@@ -122,7 +125,7 @@ fn command(sudo: Option<bool>, script: &str, args: &[&str]) -> String {
         Some(password) => sudo::prefix(password),
         None => "exec ".to_owned(),
     };
-    let args: String = args.iter().map(|arg| format!(" {}", quote(arg))).collect();
+    let args = args.iter().map(|arg| format!(" {}", quote(arg))).collect::<Vec<_>>().concat();
     format!("{prefix}sh -c '{script}' rollcall{args}")
 }
 

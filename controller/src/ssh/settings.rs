@@ -104,7 +104,7 @@ impl Settings {
             kex: None,
             pins: state.into().join("known_hosts.d"),
             console: None,
-            console_wait: Duration::from_secs(180),
+            console_wait: Duration::from_mins(3),
             passphrase: None,
             home,
             local_user: user.to_owned(),

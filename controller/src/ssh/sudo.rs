@@ -34,11 +34,7 @@ pub enum SudoError {
 /// answer, so that the password is asked for, or not, each time alike.
 pub(super) fn prefix(password: bool) -> String {
     // sudo's messages are matched below, so they must be English.
-    if password {
-        format!("env LC_ALL=C sudo -S -k -p '{PROMPT}' -- ")
-    } else {
-        "env LC_ALL=C sudo -n -- ".to_owned()
-    }
+    if password { format!("env LC_ALL=C sudo -S -k -p '{PROMPT}' -- ") } else { "env LC_ALL=C sudo -n -- ".to_owned() }
 }
 
 /// Reads sudo's complaint, if there is one.
@@ -76,7 +72,10 @@ mod tests {
             ("sudo: a password is required\n", SudoError::PasswordNeeded),
             ("sudo: a terminal is required to read the password; either use the -S option", SudoError::PasswordNeeded),
             ("sudo: no password was provided\nsudo: a password is required", SudoError::PasswordNeeded),
-            ("Sorry, try again.\nsudo: no password was provided\nsudo: 1 incorrect password attempt\n", SudoError::WrongPassword),
+            (
+                "Sorry, try again.\nsudo: no password was provided\nsudo: 1 incorrect password attempt\n",
+                SudoError::WrongPassword,
+            ),
             ("web is not in the sudoers file.  This incident will be reported.\n", SudoError::NotAllowed),
             ("Sorry, user web is not allowed to execute '/bin/sh' as root on h.", SudoError::NotAllowed),
             ("Sorry, user web may not run sudo on h.\n", SudoError::NotAllowed),

@@ -117,10 +117,7 @@ impl Session {
 
 impl Connection {
     fn lost(&self, error: &russh::Error) -> SshError {
-        SshError::Lost {
-            name: self.name.clone(),
-            reason: self.shared.lost().unwrap_or_else(|| describe(error)),
-        }
+        SshError::Lost { name: self.name.clone(), reason: self.shared.lost().unwrap_or_else(|| describe(error)) }
     }
 }
 
@@ -309,6 +306,6 @@ fn open_failure(reason: &ChannelOpenFailure) -> &'static str {
         ChannelOpenFailure::ConnectFailed => "no connection from there (refused, or no route)",
         ChannelOpenFailure::UnknownChannelType => "it does not know this kind of channel",
         ChannelOpenFailure::ResourceShortage => "it is out of resources",
-        _ => "it gave no reason",
+        ChannelOpenFailure::Other { .. } => "it gave no reason",
     }
 }

@@ -35,7 +35,7 @@ async fn megabytes_travel_both_ways() {
         stdin.write_all(&sent).await.expect("written");
         stdin.shutdown().await.expect("ended");
     };
-    let (_, read) = tokio::join!(writing, stdout.read_to_end(&mut received));
+    let ((), read) = tokio::join!(writing, stdout.read_to_end(&mut received));
     assert_eq!(read.expect("read"), sent.len());
     assert!(received == sent);
     assert_eq!(channel.exit().await, Exit::Code(0));
@@ -45,8 +45,7 @@ async fn megabytes_travel_both_ways() {
 async fn stderr_that_nobody_reads_does_not_stop_stdout() {
     let sshd = Sshd::start();
     let session = sshd.transport().connect(&sshd.target()).await.expect("connected");
-    let mut channel =
-        session.exec("head -c 8000000 /dev/zero >&2; echo done").await.expect("started");
+    let mut channel = session.exec("head -c 8000000 /dev/zero >&2; echo done").await.expect("started");
     let mut out = String::new();
     let read = tokio::time::timeout(Duration::from_secs(20), channel.stdout.read_to_string(&mut out));
     read.await.expect("in time").expect("read");

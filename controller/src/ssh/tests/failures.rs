@@ -31,7 +31,11 @@ async fn a_name_that_does_not_resolve_is_unreachable() {
     target.host = "no-such-host.invalid".to_owned();
     let error = transport(&sshd, Duration::from_secs(5)).connect(&target).await.expect_err("no such name");
     assert!(
-        matches!(&error, ConnectError::Unreachable { stage: Stage::Resolve, .. } | ConnectError::Timeout { stage: Stage::Resolve, .. }),
+        matches!(
+            &error,
+            ConnectError::Unreachable { stage: Stage::Resolve, .. }
+                | ConnectError::Timeout { stage: Stage::Resolve, .. }
+        ),
         "{error:?}"
     );
 }
@@ -65,10 +69,15 @@ async fn a_host_that_closes_at_once() {
 async fn a_server_that_is_no_ssh_server() {
     let sshd = Sshd::start();
     let mut target = sshd.target();
-    for greeting in ["HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-1.5-old\r\n", "SSH-2.0-x\r\ngarbage garbage garbage garbage"] {
+    for greeting in
+        ["HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-1.5-old\r\n", "SSH-2.0-x\r\ngarbage garbage garbage garbage"]
+    {
         target.port = server(greeting, drop);
         let error = transport(&sshd, Duration::from_secs(2)).connect(&target).await.expect_err(greeting);
-        assert!(matches!(&error, ConnectError::Protocol { .. } | ConnectError::Timeout { .. }), "{greeting}: {error:?}");
+        assert!(
+            matches!(&error, ConnectError::Protocol { .. } | ConnectError::Timeout { .. }),
+            "{greeting}: {error:?}"
+        );
     }
 }
 
@@ -76,10 +85,7 @@ async fn a_server_that_is_no_ssh_server() {
 fn relay(to: u16) -> impl Fn(TcpStream) + Send + 'static {
     move |near| {
         let far = TcpStream::connect(("127.0.0.1", to)).expect("connected");
-        for (mut from, mut to) in [
-            (near.try_clone().expect("cloned"), far.try_clone().expect("cloned")),
-            (far, near),
-        ] {
+        for (mut from, mut to) in [(near.try_clone().expect("cloned"), far.try_clone().expect("cloned")), (far, near)] {
             std::thread::spawn(move || {
                 let mut buffer = [0u8; 4096];
                 while let Ok(length @ 1..) = from.read(&mut buffer) {

@@ -36,7 +36,10 @@ async fn rsa_and_ecdsa_keys() {
         connect(settings_with(&sshd, &key), &sshd).await.unwrap_or_else(|error| panic!("{kind}: {error}"));
     }
     let log = sshd.log();
-    assert!(log.contains("Accepted publickey for") && log.contains(": RSA SHA256:") && log.contains(": ECDSA SHA256:"), "{log}");
+    assert!(
+        log.contains("Accepted publickey for") && log.contains(": RSA SHA256:") && log.contains(": ECDSA SHA256:"),
+        "{log}"
+    );
 }
 
 #[tokio::test]

@@ -79,7 +79,7 @@ impl Sshd {
 
     fn spawn(folder: tempfile::TempDir, kinds: &[&str], more: &str) -> Self {
         let (port, dir) = (free_port(), text(folder.path()).to_owned());
-        let keys: String = kinds.iter().map(|kind| format!("HostKey {dir}/host_{kind}\n")).collect();
+        let keys = kinds.iter().map(|kind| format!("HostKey {dir}/host_{kind}\n")).collect::<Vec<_>>().concat();
         let config = format!(
             "{more}\nListenAddress 127.0.0.1:{port}\n{keys}AuthorizedKeysFile {dir}/authorized_keys\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
