@@ -6,16 +6,14 @@ use std::process::Stdio;
 
 use anyhow::Context as _;
 
+use crate::base::{MIRROR, MIRROR_VARIABLE, SUITE as RELEASE};
 use crate::paths;
 use crate::programs::{Workshop, tool};
 
-/// The Debian release of the hosts.
-pub(crate) const RELEASE: &str = "bookworm";
 /// The name of our repository's only suite.
 pub(crate) const SUITE: &str = "lab";
 /// What roles and tests install; their dependencies come along.
 const PACKAGES: [&str; 5] = ["jq", "chrony", "logrotate", "unzip", "cron"];
-const DEBIAN: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Our own package.
 const PROBE: &str = "rollcall-probe";
@@ -33,14 +31,15 @@ pub(crate) fn source_line(base: &str, key: &str) -> String {
 pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
     let arch = crate::programs::go_arch();
     let packages = PACKAGES.join(" ");
-    let inputs = [FORMAT, &packages, RELEASE, DEBIAN, arch, &PROBE_VERSIONS.join(" ")];
+    let mirror = debian_mirror();
+    let inputs = [FORMAT, &packages, RELEASE, &mirror, arch, &PROBE_VERSIONS.join(" ")];
     workshop
         .once("apt", "repository", &inputs, async |folder| {
             (workshop.say)("downloading Debian packages for the hosts");
             let pool = folder.join("pool/main");
             std::fs::create_dir_all(&pool).with_context(|| format!("cannot make {}", pool.display()))?;
             give_tree(&folder, workshop)?;
-            download(workshop, &pool, arch).await?;
+            download(workshop, &mirror, &pool, arch).await?;
             for version in PROBE_VERSIONS {
                 build_probe(workshop, &pool, version).await?;
             }
@@ -48,6 +47,11 @@ pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBu
             sign(workshop, &folder).await
         })
         .await
+}
+
+/// Where the image of the hosts comes from, too.
+fn debian_mirror() -> String {
+    std::env::var(MIRROR_VARIABLE).ok().filter(|url| !url.is_empty()).unwrap_or_else(|| MIRROR.to_owned())
 }
 
 fn give_tree(folder: &Path, workshop: &Workshop<'_>) -> anyhow::Result<()> {
@@ -64,56 +68,72 @@ fn scratch(workshop: &Workshop<'_>) -> anyhow::Result<tempfile::TempDir> {
     Ok(folder)
 }
 
-/// Lets apt resolve for a machine that has nothing installed, so that every dependency is fetched. Its lists and
-/// its state lie in a temporary folder; of this machine's settings it keeps how to reach the network.
-async fn download(workshop: &Workshop<'_>, pool: &Path, arch: &str) -> anyhow::Result<()> {
-    let apt = tool("apt-get", "apt")?;
-    anyhow::ensure!(
-        Path::new(KEYRING).exists(),
-        crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring")
-    );
-    let machine = workshop.run("apt-config", workshop.command(&tool("apt-config", "apt")?).args(["dump", "Acquire"])).await?;
-    let root = scratch(workshop)?;
-    let at = |path: &str| root.path().join(path);
-    for folder in ["lists/partial", "cache/archives/partial", "etc"] {
-        paths::create_owned(&at(folder), workshop.owner)?;
+/// Lets apt resolve for a machine that has nothing installed, so that every dependency is fetched.
+async fn download(workshop: &Workshop<'_>, mirror: &str, pool: &Path, arch: &str) -> anyhow::Result<()> {
+    let keyring = || crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring");
+    anyhow::ensure!(Path::new(KEYRING).exists(), keyring());
+    let mut suites = vec![(mirror.to_owned(), RELEASE.to_owned())];
+    if mirror == MIRROR {
+        // Other mirrors need not have these, or have them elsewhere.
+        suites.push((mirror.to_owned(), format!("{RELEASE}-updates")));
+        suites.push((format!("{mirror}-security"), format!("{RELEASE}-security")));
     }
-    let network: String = machine.lines().filter(|line| line.contains("Proxy") || line.contains("::CaInfo")).collect::<Vec<_>>().join("\n");
-    let root_path = root.path().display();
-    let settings = format!(
-        "{network}\nDir::Etc \"{root_path}/etc\";\nDir::Etc::Parts \"-\";\nDir::Etc::SourceParts \"-\";\nDir::Etc::PreferencesParts \"-\";\n\
-         Dir::State \"{root_path}\";\nDir::State::Lists \"lists\";\nDir::State::Status \"{root_path}/status\";\nDir::Cache \"{root_path}/cache\";\n\
-         APT::Architecture \"{arch}\";\nAPT::Architectures {{ \"{arch}\"; }};\nAPT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\n\
-         Acquire::Languages \"none\";\nAcquire::Retries \"3\";\n"
-    );
-    let sources: String = [
-        (DEBIAN.to_owned(), RELEASE.to_owned()),
-        (DEBIAN.to_owned(), format!("{RELEASE}-updates")),
-        (format!("{DEBIAN}-security"), format!("{RELEASE}-security")),
-    ]
-    .iter()
-    .map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n"))
-    .collect();
-    for (name, text) in [("status", ""), ("apt.conf", &settings), ("etc/sources.list", &sources)] {
-        paths::write_atomic(&at(name), text.as_bytes(), 0o644)?;
-        paths::give(&at(name), workshop.owner)?;
-    }
-    let mut update = workshop.command(&apt);
-    update.env("APT_CONFIG", at("apt.conf")).args(["-q", "update"]);
-    workshop.run("apt-get update", &mut update).await?;
-    let mut install = workshop.command(&apt);
-    install.env("APT_CONFIG", at("apt.conf")).args(["-q", "-y", "--download-only", "install"]).args(PACKAGES);
-    workshop.run("apt-get install --download-only", &mut install).await?;
-    let archives = at("cache/archives");
-    for entry in std::fs::read_dir(&archives).with_context(|| format!("cannot read {}", archives.display()))? {
-        let path = entry.with_context(|| format!("cannot read {}", archives.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            // apt writes epochs as `%3a`, which a URL would have to escape once more.
-            let name = path.file_name().unwrap_or_default().to_string_lossy().replace("%3a", ".");
-            std::fs::copy(&path, pool.join(&name)).with_context(|| format!("cannot copy {}", path.display()))?;
-        }
+    let sources: String = suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();
+    let apt = PrivateApt::new(workshop, &sources, arch).await?;
+    apt.get(workshop, &["update"]).await?;
+    apt.get(workshop, &[&["--download-only", "install"][..], &PACKAGES[..]].concat()).await?;
+    for path in apt.archives()? {
+        // apt writes epochs as `%3a`, which a URL would have to escape once more.
+        let name = path.file_name().unwrap_or_default().to_string_lossy().replace("%3a", ".");
+        std::fs::copy(&path, pool.join(&name)).with_context(|| format!("cannot copy {}", path.display()))?;
     }
     Ok(())
+}
+
+/// apt with lists, state and cache of its own in a temporary folder, where nothing is installed. Of this machine's
+/// settings it keeps how to reach the network.
+struct PrivateApt {
+    root: tempfile::TempDir,
+    program: PathBuf,
+}
+
+impl PrivateApt {
+    async fn new(workshop: &Workshop<'_>, sources: &str, arch: &str) -> anyhow::Result<Self> {
+        let program = tool("apt-get", "apt")?;
+        let machine = workshop.run("apt-config", workshop.command(&tool("apt-config", "apt")?).args(["dump", "Acquire"])).await?;
+        let network: Vec<&str> = machine.lines().filter(|line| line.contains("Proxy") || line.contains("::CaInfo")).collect();
+        let root = scratch(workshop)?;
+        for folder in ["lists/partial", "cache/archives/partial", "etc"] {
+            paths::create_owned(&root.path().join(folder), workshop.owner)?;
+        }
+        let (network, at) = (network.join("\n"), root.path().display());
+        let settings = format!(
+            "{network}\nDir::Etc \"{at}/etc\";\nDir::Etc::Parts \"-\";\nDir::Etc::SourceParts \"-\";\nDir::Etc::PreferencesParts \"-\";\n\
+             Dir::State \"{at}\";\nDir::State::Lists \"lists\";\nDir::State::Status \"{at}/status\";\nDir::Cache \"{at}/cache\";\n\
+             APT::Architecture \"{arch}\";\nAPT::Architectures {{ \"{arch}\"; }};\nAPT::Install-Recommends \"false\";\nAPT::Sandbox::User \"root\";\n\
+             Acquire::Languages \"none\";\nAcquire::Retries \"3\";\n"
+        );
+        for (name, text) in [("status", ""), ("apt.conf", &settings), ("etc/sources.list", sources)] {
+            let path = root.path().join(name);
+            paths::write_atomic(&path, text.as_bytes(), 0o644)?;
+            paths::give(&path, workshop.owner)?;
+        }
+        Ok(Self { root, program })
+    }
+
+    async fn get(&self, workshop: &Workshop<'_>, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = workshop.command(&self.program);
+        command.env("APT_CONFIG", self.root.path().join("apt.conf")).env("LC_ALL", "C").args(["-q", "-y"]).args(arguments);
+        workshop.run(&format!("apt-get {}", arguments.join(" ")), &mut command).await
+    }
+
+    /// The packages that it has downloaded.
+    fn archives(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let folder = self.root.path().join("cache/archives");
+        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "deb")).collect())
+    }
 }
 
 /// A package with a program that says its version, and a configuration file that an upgrade must respect.
@@ -234,5 +254,62 @@ async fn end_agent(workshop: &Workshop<'_>, home: &Path) {
         if let Err(error) = workshop.run("gpgconf --kill", &mut command).await {
             tracing::debug!("{error:#}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn served(root: &Path) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = crate::mirror::router(root);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("http://{address}")
+    }
+
+    fn copy_tree(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let target = to.join(path.file_name().unwrap());
+            if path.is_dir() { copy_tree(&path, &target) } else { std::fs::copy(&path, &target).map(drop).unwrap() }
+        }
+    }
+
+    /// The names of packages that apt downloaded from a repository.
+    async fn fetched(workshop: &Workshop<'_>, folder: &Path, wanted: &[&str]) -> anyhow::Result<Vec<String>> {
+        let base = served(folder).await;
+        let key = folder.join("key.gpg").display().to_string();
+        let apt = PrivateApt::new(workshop, &source_line(&base, &key), crate::programs::go_arch()).await?;
+        apt.get(workshop, &["-o", "APT::Update::Error-Mode=any", "update"]).await?;
+        apt.get(workshop, &[&["--download-only", "install"], wanted].concat()).await?;
+        let names = apt.archives()?.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        Ok(names)
+    }
+
+    #[tokio::test]
+    async fn apt_trusts_the_repository_and_refuses_a_changed_one() {
+        let owner = paths::owner().unwrap();
+        let cache = paths::cache_dir(&owner).unwrap();
+        let workshop = Workshop { cache: &cache, owner: &owner, say: &|_| {} };
+        let folder = repository(&workshop).await.unwrap();
+        let names = fetched(&workshop, &folder, &["rollcall-probe=1.0", "jq"]).await.unwrap();
+        assert!(names.contains(&"rollcall-probe_1.0_all.deb".to_owned()), "{names:?}");
+        assert!(names.iter().any(|name| name.starts_with("libonig5_")), "dependencies come along: {names:?}");
+        let newest = fetched(&workshop, &folder, &["rollcall-probe"]).await.unwrap();
+        assert_eq!(newest, ["rollcall-probe_1.1_all.deb"]);
+
+        let changed = tempfile::tempdir().unwrap();
+        let copy = changed.path().join("repository");
+        copy_tree(&folder, &copy);
+        std::fs::write(copy.join("pool/main/rollcall-probe_1.1_all.deb"), "something else").unwrap();
+        assert!(fetched(&workshop, &copy, &["rollcall-probe"]).await.is_err());
+        let release = copy.join("dists/lab/InRelease");
+        let text = std::fs::read_to_string(&release).unwrap().replace("Rollcall lab", "Somebody else");
+        std::fs::write(&release, text).unwrap();
+        let error = fetched(&workshop, &copy, &["rollcall-probe=1.0"]).await.unwrap_err().to_string();
+        assert!(error.contains("BADSIG") || error.contains("signature"), "{error}");
     }
 }

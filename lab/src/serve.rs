@@ -13,7 +13,7 @@ use crate::{apt, mirror, paths};
 const REQUIREMENTS: &str = include_str!("../moto/requirements.txt");
 
 /// What [`prepare`] made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Prepared {
     /// The `moto_server` of the environment.
     pub(crate) moto: PathBuf,

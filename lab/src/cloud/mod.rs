@@ -97,7 +97,7 @@ pub(crate) struct InstanceSpec {
 }
 
 /// The user on whose behalf the lab runs: `sudo`'s invoking user, or root. Files for people belong to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Owner {
     pub(crate) uid: u32,
     pub(crate) gid: u32,

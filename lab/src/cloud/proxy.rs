@@ -116,7 +116,7 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
             proxy.shared.watch(&call.region);
         }
         let afresh = call.action.as_deref().is_some_and(|action| action.starts_with("Modify") || action.starts_with("Reset"));
-        if let Err(error) = proxy.shared.refresh(afresh).await {
+        if let Err(error) = proxy.shared.refresh_for_call(afresh).await {
             let message = format!("{error:#}");
             tracing::error!(action = call.action, "{message}");
             // A client error: the SDKs would repeat the call on a server error, and start a second instance.

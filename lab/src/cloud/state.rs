@@ -48,7 +48,14 @@ pub(crate) struct Shared {
     regions: SyncMutex<BTreeSet<String>>,
     instances: RwLock<Arc<Vec<Instance>>>,
     /// Held while hosts are made to follow: one at a time.
-    turn: Mutex<HashMap<String, Fixed>>,
+    turn: Mutex<Turn>,
+}
+
+#[derive(Debug, Default)]
+struct Turn {
+    fixed: HashMap<String, Fixed>,
+    /// What went wrong last time, if something did.
+    standing: Option<String>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -116,7 +123,23 @@ impl Shared {
     /// An instance whose address lies outside the lab cannot become a host: it is terminated in the API, so that
     /// the API stays true, and the error says so.
     pub(crate) async fn refresh(&self, afresh: bool) -> anyhow::Result<()> {
-        let mut fixed = self.turn.lock().await;
+        let mut turn = self.turn.lock().await;
+        let result = self.follow(&mut turn.fixed, afresh).await;
+        turn.standing = result.as_ref().err().map(|error| format!("{error:#}"));
+        result
+    }
+
+    /// Like [`Shared::refresh`], for a call that must be answered: an error that stood there before it is not the
+    /// call's, and is left to the timer.
+    pub(crate) async fn refresh_for_call(&self, afresh: bool) -> anyhow::Result<()> {
+        let mut turn = self.turn.lock().await;
+        let result = self.follow(&mut turn.fixed, afresh).await;
+        let now = result.as_ref().err().map(|error| format!("{error:#}"));
+        let before = std::mem::replace(&mut turn.standing, now);
+        if before.is_some() && before == turn.standing { Ok(()) } else { result }
+    }
+
+    async fn follow(&self, fixed: &mut HashMap<String, Fixed>, afresh: bool) -> anyhow::Result<()> {
         if afresh {
             fixed.clear();
         }
@@ -124,7 +147,7 @@ impl Shared {
         let mut instances = Vec::new();
         for region in &regions {
             for described in self.describe(region).await? {
-                instances.push(self.instance(region, &described, &mut fixed).await?);
+                instances.push(self.instance(region, &described, fixed).await?);
             }
         }
         let known: HashSet<&str> = instances.iter().map(|instance| instance.id.as_str()).collect();

@@ -40,7 +40,7 @@ pub(crate) const RECIPES: [Recipe; 1] = [Recipe {
 }];
 
 /// A program that is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Program {
     pub(crate) name: String,
     pub(crate) version: String,

@@ -180,3 +180,22 @@ async fn without_key_and_user_data_those_paths_are_missing() {
         assert_eq!(get(&client, &base, &token, &format!("latest/{path}")).await.0, 404, "{path}");
     }
 }
+
+#[tokio::test]
+async fn the_aws_sdks_own_client_understands_it() {
+    let (base, _) = one().await;
+    let client = aws_config::imds::Client::builder().endpoint(&base).unwrap().build();
+    let id = client.get("/latest/meta-data/instance-id").await.unwrap();
+    assert_eq!(id.as_ref(), "i-0123456789abcdef0");
+    let tag = client.get("/latest/meta-data/tags/instance/Cluster").await.unwrap();
+    assert_eq!(tag.as_ref(), "kraken");
+    let missing = client.get("/latest/meta-data/public-ipv4").await.unwrap_err();
+    assert!(matches!(missing, aws_config::imds::client::error::ImdsError::ErrorResponse(_)), "{missing:?}");
+    let region = aws_config::imds::region::ImdsRegionProvider::builder()
+        .configure(&aws_config::provider_config::ProviderConfig::default())
+        .imds_client(client)
+        .build()
+        .region()
+        .await;
+    assert_eq!(region.map(|region| region.to_string()).as_deref(), Some("us-west-2"));
+}

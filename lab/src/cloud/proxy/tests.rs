@@ -56,6 +56,8 @@ struct Running {
     cloud: Cloud,
     listener: Arc<Listener>,
     api: moto::Api,
+    endpoints: Endpoints,
+    server: std::path::PathBuf,
     folder: tempfile::TempDir,
 }
 
@@ -77,18 +79,27 @@ async fn running(instances: Vec<InstanceSpec>) -> Running {
         keys: vec![KeySpec { name: "kraken".to_owned() }],
         instances,
         owner: me,
-        prepared: crate::serve::Prepared { moto: server, programs: Vec::new(), mirror: empty.clone(), apt: empty },
+        prepared: crate::serve::Prepared { moto: server.clone(), programs: Vec::new(), mirror: empty.clone(), apt: empty },
         interval: Duration::from_millis(200),
     };
     let cloud = cloud::start(config, Arc::clone(&listener)).await.unwrap();
     // Through the proxy, as everybody else.
     let api = moto::Api::new(endpoints.aws).unwrap();
-    Running { cloud, listener, api, folder }
+    Running { cloud, listener, api, endpoints, server, folder }
 }
 
 impl Running {
     async fn call(&self, action: &str, parameters: &[(&str, &str)]) -> Result<Element, moto::ApiError> {
         self.api.ec2("us-west-2", action, parameters).await
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.endpoints.aws)
+    }
+
+    /// The interpreter of the API server's environment: it has the SDK.
+    fn python(&self) -> std::path::PathBuf {
+        self.server.with_file_name("python")
     }
 
     fn private_key(&self) -> std::path::PathBuf {
@@ -147,6 +158,9 @@ async fn a_host_that_cannot_follow_is_an_error_of_the_call() {
     assert!(error.contains("LabHostFailed: hosts cannot follow the EC2 API: no such base: broken"), "{error}");
     let reads = lab.call("DescribeInstances", &[]).await;
     assert!(reads.is_ok(), "reading goes on");
+    let id = lab.listener.named("one").unwrap().id;
+    lab.call("CreateTags", &[("ResourceId.1", &id), ("Tag.1.Key", "a"), ("Tag.1.Value", "b")]).await.expect("others are not to blame");
+    assert_eq!(lab.listener.named("one").unwrap().tags["a"], "b");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,6 +187,70 @@ async fn a_host_that_powers_itself_off_is_stopped_in_the_api() {
     lab.cloud.check().unwrap();
     lab.cloud.stop().await.unwrap();
     assert!(lab.api.ec2("us-west-2", "DescribeInstances", &[]).await.is_err());
+}
+
+/// What the other services answer passes through as it is; groups of Auto Scaling start and replace instances.
+const SCRIPT: &str = r#"
+import boto3, sys
+region, subnet = "us-west-2", sys.argv[1]
+s3 = boto3.client("s3", region)
+s3.create_bucket(Bucket="lab", CreateBucketConfiguration={"LocationConstraint": region})
+body = bytes(range(256)) * 5000
+s3.put_object(Bucket="lab", Key="a b/ü", Body=body)
+assert s3.get_object(Bucket="lab", Key="a b/ü")["Body"].read() == body
+assert s3.head_object(Bucket="lab", Key="a b/ü")["ContentLength"] == len(body)
+secrets = boto3.client("secretsmanager", region)
+secrets.create_secret(Name="x", SecretString="one")
+try:
+    secrets.create_secret(Name="x", SecretString="two")
+    raise SystemExit("a second create went through")
+except secrets.exceptions.ResourceExistsException:
+    pass
+assert secrets.get_secret_value(SecretId="x")["SecretString"] == "one"
+ssm = boto3.client("ssm", region)
+ssm.put_parameter(Name="/p", Value="v", Type="SecureString")
+assert ssm.get_parameter(Name="/p", WithDecryption=True)["Parameter"]["Value"] == "v"
+assert boto3.client("sts", region).get_caller_identity()["Account"] == "123456789012"
+iam = boto3.client("iam", region)
+iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")
+assert iam.get_role(RoleName="r")["Role"]["RoleName"] == "r"
+ec2, groups = boto3.client("ec2", region), boto3.client("autoscaling", region)
+image = ec2.register_image(Name="debian-12", RootDeviceName="/dev/xvda")["ImageId"]
+ec2.create_launch_template(LaunchTemplateName="servers", LaunchTemplateData={
+    "ImageId": image, "InstanceType": "t3.micro", "KeyName": "kraken", "UserData": "aGVsbG8=",
+    "TagSpecifications": [{"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "grown"}]}]})
+groups.create_auto_scaling_group(AutoScalingGroupName="g", MinSize=2, MaxSize=3, VPCZoneIdentifier=subnet,
+    LaunchTemplate={"LaunchTemplateName": "servers", "Version": "$Latest"})
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdks_calls_pass_through_and_groups_make_hosts() {
+    let lab = running(vec![spec("one", "us-west-2a")]).await;
+    let subnets = lab.call("DescribeSubnets", &[]).await.unwrap();
+    let subnet = subnets.find("subnetId").unwrap().text.clone();
+    let script = lab.folder.path().join("script.py");
+    std::fs::write(&script, SCRIPT).unwrap();
+    let ran = tokio::process::Command::new(lab.python())
+        .arg(&script)
+        .arg(&subnet)
+        .env("AWS_ENDPOINT_URL", lab.endpoint())
+        .envs([("AWS_ACCESS_KEY_ID", "lab"), ("AWS_SECRET_ACCESS_KEY", "lab"), ("NO_PROXY", "*")])
+        .output()
+        .await
+        .unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let grown = |lab: &Running| -> Vec<Instance> {
+        let told = lab.listener.told.lock().unwrap();
+        told.iter().filter(|i| i.name == "grown" && i.state == InstanceState::Running).cloned().collect()
+    };
+    let first = grown(&lab);
+    assert_eq!(first.len(), 2);
+    assert_eq!((first[0].user_data.as_deref(), first[0].image.as_str()), (Some(b"hello".as_slice()), "debian-12"));
+    assert_eq!(first[0].public_keys, [public_line(&lab.private_key())]);
+    lab.call("TerminateInstances", &[("InstanceId.1", &first[0].id)]).await.unwrap();
+    let second = grown(&lab);
+    assert_eq!(second.len(), 2);
+    assert!(second.iter().all(|instance| instance.id != first[0].id), "replaced");
 }
 
 #[test]
