@@ -78,7 +78,8 @@ async fn download(workshop: &Workshop<'_>, mirror: &str, pool: &Path, arch: &str
         suites.push((mirror.to_owned(), format!("{RELEASE}-updates")));
         suites.push((format!("{mirror}-security"), format!("{RELEASE}-security")));
     }
-    let sources: String = suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();
+    let lines: Vec<String> = suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();
+    let sources = lines.concat();
     let apt = PrivateApt::new(workshop, &sources, arch).await?;
     apt.get(workshop, &["update"]).await?;
     apt.get(workshop, &[&["--download-only", "install"][..], &PACKAGES[..]].concat()).await?;

@@ -10,10 +10,10 @@ use crate::cloud::Owner;
 use crate::failure::Failure;
 use crate::{output, paths, run};
 
-const SUITE: &str = "bookworm";
-const MIRROR: &str = "http://deb.debian.org/debian";
+pub(crate) const SUITE: &str = "bookworm";
+pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
 /// Names another mirror of Debian, for networks where the usual one cannot be reached.
-const MIRROR_VARIABLE: &str = "ROLLCALL_LAB_DEBIAN_MIRROR";
+pub(crate) const MIRROR_VARIABLE: &str = "ROLLCALL_LAB_DEBIAN_MIRROR";
 /// What a Debian server image has, without kernel, documentation tools and cloud-init.
 const PACKAGES: [&str; 21] = [
     "systemd", "systemd-sysv", "systemd-resolved", "libnss-resolve", "libnss-myhostname", "dbus", "openssh-server",

@@ -85,9 +85,9 @@ enum Verb {
     /// Cut hosts off from each other; `gateway` stands for all that is no host
     Partition {
         /// One or more, separated by commas
-        #[arg(value_delimiter = ',')]
+        #[arg(value_delimiter = ',', required = true, num_args = 1)]
         a: Vec<String>,
-        #[arg(value_delimiter = ',', last = false, required = true, num_args = 1)]
+        #[arg(value_delimiter = ',', required = true, num_args = 1)]
         b: Vec<String>,
     },
     /// End all partitions

@@ -213,7 +213,11 @@ pub(crate) fn digest(path: &Path) -> anyhow::Result<String> {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use crate::cgroup::Cgroups;
 use crate::failure::Failure;
 use crate::paths::{self, LabPaths};
 use crate::socket::{self, Status};
-use crate::{net, run, ssh_files};
+use crate::{net, run};
 
 /// Settings of the caller's own cloud, which would win over the lab's.
 const UNSET: [&str; 6] = [
@@ -152,11 +152,6 @@ pub(crate) fn direct(paths: &LabPaths, host: &str, words: &[String]) -> Result<(
         .env("HOME", "/root")
         .env("TERM", std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned()));
     Err(command.exec()).context("cannot start nsenter")
-}
-
-/// The user that `lab ssh` logs in as, for messages.
-pub(crate) fn login_user() -> &'static str {
-    ssh_files::USER
 }
 
 #[cfg(test)]

@@ -135,7 +135,9 @@ impl Source<'_> {
             return self.error(place, format!("the key '{field}' is missing"), None);
         }
         let text = plain.to_string();
-        let first = text.lines().next().unwrap_or("not a lab file").to_owned();
+        let first = text.lines().next().unwrap_or("not a lab file");
+        // The place stands in front already.
+        let first = first.split_once(" at line ").map_or(first, |(message, _)| message).to_owned();
         let hint = self.text.contains('\t').then(|| "YAML does not allow tabs for indentation".to_owned());
         self.error(place, first, hint)
     }
@@ -433,7 +435,7 @@ mod tests {
     #[test]
     fn malformed_yaml_tabs_and_duplicate_keys_are_told() {
         fails("name: x\nname: y\ninstances: [{name: a}]\n", "2:1", &["name"]);
-        fails("instances:\n\t- name: a\n", "2", &["tabs"]);
+        fails("instances:\n\t- name: a\n", "2:2", &["tabs disallowed"]);
         assert!(parse("lab.yaml", "instances: [\n").is_err());
         assert!(parse("lab.yaml", "").is_err());
         assert!(parse("lab.yaml", "- a\n- b\n").is_err());

@@ -6,7 +6,7 @@ use crate::paths::{LabPaths, write_atomic};
 use crate::socket::HostStatus;
 
 /// The login user of Debian's EC2 images.
-pub(crate) const USER: &str = "admin";
+const USER: &str = "admin";
 
 /// Writes both files.
 pub(crate) fn write(paths: &LabPaths, jump_host: Option<&str>, hosts: &[HostStatus]) -> Result<()> {

@@ -126,6 +126,7 @@ async fn run(paths: LabPaths, record: Record) -> Result<()> {
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "services are up, hosts boot");
     stage_tx.send_replace(Stage::Up(None));
     let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("cannot catch SIGTERM")?;
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -136,6 +137,7 @@ async fn run(paths: LabPaths, record: Record) -> Result<()> {
                 None => anyhow::bail!("nobody tells of the hosts any more"),
             },
             _ = tick.tick() => cloud.check()?,
+            _ = term.recv() => return cloud.stop().await,
         }
     }
 }

@@ -35,6 +35,7 @@ pub(crate) enum State {
 
 /// One instance as the EC2 API describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "the API's own words")]
 pub(crate) struct Instance {
     /// `i-…`, unique over all regions and for ever.
     pub(crate) id: String,

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::xml::{Element, XmlError};
 
 /// How long a cold start of the server may take; it imports a few hundred Python modules.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of its log that an error shows.
 const LOG_LINES: usize = 12;

@@ -49,7 +49,7 @@ impl Element {
                             found: found.as_str().to_owned(),
                         });
                     }
-                    done.text = done.text.trim().to_owned();
+                    done.text = done.text.trim().into();
                     match stack.last_mut() {
                         Some(parent) => parent.children.push(done),
                         None => root = Some(done),

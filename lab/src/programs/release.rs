@@ -11,7 +11,7 @@ use crate::paths;
 
 /// Somebody who names a server that cannot be reached should hear so soon.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const ANSWER_LIMIT: Duration = Duration::from_secs(300);
+const ANSWER_LIMIT: Duration = Duration::from_mins(5);
 /// The largest archive that is taken.
 const ARCHIVE_LIMIT_BYTES: u64 = 1 << 30;
 
