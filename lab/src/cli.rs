@@ -14,8 +14,8 @@ use crate::{forward, output, paths, run, shell, supervisor, up};
 #[derive(Debug, Parser)]
 #[command(name = "lab", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// The lab that is meant. Not needed while there is only one; `up` takes the file's name without it.
-    #[arg(long, short, global = true, env = "ROLLCALL_LAB", value_name = "LAB")]
+    /// The lab that is meant. Without it: $ROLLCALL_LAB, else the only one; for `up` the name in the file.
+    #[arg(long, short, global = true, value_name = "LAB")]
     name: Option<String>,
     #[command(subcommand)]
     verb: Verb,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
+use tokio::sync::{Mutex, MutexGuard, mpsc, oneshot, watch};
 use tokio::task::block_in_place;
 
 use crate::cloud::{Hypervisor, Instance, State};
@@ -31,6 +31,8 @@ pub(crate) enum Event {
     Ready,
     /// The boot with this number is over.
     Ended { id: String, boot: u64, status: Option<ExitStatus> },
+    /// Somebody wants this instance, which the API has stopped, to be started there.
+    StartAsked { id: String, done: oneshot::Sender<Result<()>> },
 }
 
 /// Why a host is down.
@@ -299,13 +301,21 @@ impl Fleet {
         Ok(format!("{} is down: its power was cut", host.instance.name))
     }
 
-    /// `lab start`.
+    /// `lab start`. What the API has stopped is started there: else the two would say different things.
     pub(crate) async fn start(&self, name: &str) -> Result<String> {
         let mut hosts = self.hosts.lock().await;
         let host = find(&mut hosts, name)?;
-        if let Power::Off(why) = host.power {
-            refuse_stopped(host, why)?;
-            self.boot(host)?;
+        match host.power {
+            Power::On(_) => {}
+            Power::Off(_) if host.instance.state == State::Running => self.boot(host)?,
+            Power::Off(_) => {
+                let id = host.instance.id.clone();
+                drop(hosts);
+                let (done, answer) = oneshot::channel();
+                self.events.send(Event::StartAsked { id, done }).context("the lab is ending")?;
+                answer.await.context("the lab is ending")??;
+                hosts = self.hosts.lock().await;
+            }
         }
         self.when_up(hosts, name).await
     }
@@ -314,8 +324,9 @@ impl Fleet {
     pub(crate) async fn reset(&self, name: &str) -> Result<String> {
         let mut hosts = self.hosts.lock().await;
         let host = find(&mut hosts, name)?;
-        if let Power::Off(why) = host.power {
-            refuse_stopped(host, why)?;
+        if host.instance.state != State::Running {
+            let message = format!("{} was stopped through the EC2 API", host.instance.name);
+            return Err(Failure::new(message, format!("lab start {}", host.instance.name)).into());
         }
         let keys = host.disk.ssh_keys();
         self.cut_power(host, Off::Killed).await?;
@@ -380,6 +391,8 @@ impl Fleet {
         let host = find(&mut hosts, name)?;
         let init = self.env.cgroups.init_of(&self.env.paths.name, &host.instance.id);
         let down = || Failure::new(format!("{} is down", host.instance.name), format!("lab start {}", host.instance.name));
+        // Noted first, so that `clear` also mends what breaks off half-way.
+        host.faults.extend(fault);
         match fault {
             Some(Fault::DiskFull) => block_in_place(|| host.disk.limit(&self.env, true))?,
             Some(Fault::ReadOnly) => {
@@ -397,10 +410,7 @@ impl Fleet {
         }
         let name = &host.instance.name;
         match fault {
-            Some(fault) => {
-                host.faults.insert(fault);
-                Ok(format!("{name}: {}", fault.name()))
-            }
+            Some(fault) => Ok(format!("{name}: {}", fault.name())),
             None => {
                 host.faults.clear();
                 Ok(format!("{name}: no faults"))
@@ -418,6 +428,7 @@ impl Fleet {
             };
             names.iter().map(id).collect()
         };
+        let (names_a, names_b) = (a.join(", "), b.join(", "));
         let (a, b) = (ids(a)?, ids(b)?);
         if let Some(both) = a.iter().find(|id| b.contains(id)) {
             return Err(Failure::new(format!("{both} stands on both sides"), "name two different sides").into());
@@ -428,7 +439,7 @@ impl Fleet {
             }
         }
         self.cut(&mut hosts)?;
-        Ok(format!("partitioned: {} pairs of hosts hear nothing of each other", self.pairs().len()))
+        Ok(format!("{names_a} and {names_b} hear nothing of each other"))
     }
 
     /// `lab heal`: all partitions end.
@@ -548,15 +559,6 @@ impl Fleet {
         let hosts = self.hosts.lock().await;
         self.write_ssh_files(&hosts)
     }
-}
-
-/// What the API has stopped, the API starts: else the two would say different things for ever.
-fn refuse_stopped(host: &Host, why: Off) -> Result<()> {
-    if why != Off::Stopped || host.instance.state == State::Running {
-        return Ok(());
-    }
-    let hint = format!("aws ec2 start-instances --instance-ids {}", host.instance.id);
-    Err(Failure::new(format!("{} was stopped through the EC2 API", host.instance.name), hint).into())
 }
 
 /// A host by instance id, name, address or host name.

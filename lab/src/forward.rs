@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::cgroup::Cgroups;
 use crate::failure::Failure;
+use crate::fleet::GATEWAY;
 use crate::paths::LabPaths;
 use crate::{net, output, run, socket};
 
@@ -42,12 +43,12 @@ pub(crate) fn forward(paths: &LabPaths, port: u16, to: Option<&str>) -> Result<(
 
 /// Without `--to` the lab's own services, else a port of a host: what listens on its loopback, too.
 fn target(paths: &LabPaths, port: u16, to: Option<&str>) -> Result<(Target, String)> {
-    let Some(to) = to else {
+    let (host, port) = parse_target(to.unwrap_or(GATEWAY), port)?;
+    if host == GATEWAY {
         let gateway = socket::status(paths)?.gateway;
         let addresses = vec![SocketAddr::from((gateway, port))];
         return Ok((Target { namespace: paths.namespace_file(), addresses }, format!("the lab's {gateway}:{port}")));
-    };
-    let (host, port) = parse_target(to, port)?;
+    }
     let host = socket::find_host(paths, host)?;
     let init = Cgroups::find()?
         .init_of(&paths.name, &host.id)

@@ -294,7 +294,7 @@ pub(crate) fn host_keys(console: &str) -> Vec<String> {
 pub(crate) fn set_read_only(init: i32, on: bool) -> Result<()> {
     let script = if on { READ_ONLY } else { WRITABLE };
     let mut command = crate::run::command("nsenter");
-    command.args([&format!("--mount=/proc/{init}/ns/mnt"), &format!("--root=/proc/{init}/root"), "/bin/sh", "-s"]);
+    command.arg(format!("--target={init}")).args(["--mount", "--pid", "--root", "--wd", "/bin/sh", "-s"]);
     crate::run::run_with_input(&mut command, script.as_bytes()).map(drop)
 }
 

@@ -101,10 +101,27 @@ pub(crate) struct Lock(#[expect(dead_code, reason = "held for its lock")] std::f
 
 /// Waits for the lock of all labs.
 pub(crate) fn lock() -> Result<Lock> {
-    let path = run_dir()?.join("lock");
-    let file = open_lock(&path)?;
-    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-    Ok(Lock(file))
+    loop {
+        let path = run_dir()?.join("lock");
+        let file = open_lock(&path)?;
+        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        // Who held it may have removed it with the last lab: then it is no lock any more.
+        let mine = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+        if std::fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (mine.dev(), mine.ino())) {
+            return Ok(Lock(file));
+        }
+    }
+}
+
+/// Removes the folder of all labs after the last of them. The lock must be held.
+pub(crate) fn remove_run_dir(_lock: &Lock) -> Result<()> {
+    if labs()?.is_empty() {
+        let dir = Path::new(RUN);
+        // Not there is as good; another file in it keeps it.
+        let _ = std::fs::remove_file(dir.join("lock"));
+        let _ = std::fs::remove_dir(dir);
+    }
+    Ok(())
 }
 
 /// Waits for the lock of one cache folder.

@@ -59,9 +59,13 @@ impl Record {
     }
 }
 
-/// The lab that a verb means: the named one, else the only one.
+/// Set in a lab's shell: the lab that is meant there.
+pub(crate) const VARIABLE: &str = "ROLLCALL_LAB";
+
+/// The lab that a verb means: the named one, else that of the shell, else the only one.
 pub(crate) fn choose(name: Option<&str>) -> Result<LabPaths> {
-    choose_from(name, &labs()?)
+    let of_shell = std::env::var(VARIABLE).ok().filter(|name| !name.is_empty());
+    choose_from(name.or(of_shell.as_deref()), &labs()?)
 }
 
 fn choose_from(name: Option<&str>, labs: &[String]) -> Result<LabPaths> {

@@ -21,7 +21,7 @@ const UNSET: [&str; 6] = [
 /// The variables of a lab, in the order in which they are shown.
 pub(crate) fn environment(status: &Status) -> Vec<(&'static str, String)> {
     let mut variables = vec![
-        ("ROLLCALL_LAB", status.name.clone()),
+        (crate::record::VARIABLE, status.name.clone()),
         ("LAB_GATEWAY", status.gateway.to_string()),
         ("AWS_ENDPOINT_URL", status.aws_endpoint.clone()),
         // The lab's API takes any.
@@ -145,7 +145,7 @@ pub(crate) fn direct(paths: &LabPaths, host: &str, words: &[String]) -> Result<(
     let mut command = run::command("nsenter");
     command
         .arg(format!("--target={init}"))
-        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd=/"])
+        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"])
         .args(["/bin/sh", "-c", &remote_command(words)])
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

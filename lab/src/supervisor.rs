@@ -161,6 +161,11 @@ async fn handle(fleet: &Fleet, cloud: &Cloud, event: Event) {
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         },
+        Event::StartAsked { id, done } => {
+            // Who asked may have gone away.
+            let _ = done.send(cloud.start_instance(&id).await);
+            Ok(())
+        }
     };
     if let Err(error) = done {
         tracing::error!("{error:#}");

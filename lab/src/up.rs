@@ -159,9 +159,10 @@ fn advise(paths: &LabPaths) -> Result<()> {
 pub(crate) fn down(name: &str) -> Result<()> {
     run::require_root("taking a lab down")?;
     let paths = LabPaths::new(name);
-    let _lock = paths::lock()?;
+    let lock = paths::lock()?;
     let was_there = paths.dir().exists() || paths.namespace_file().exists();
     clean(&paths, &Cgroups::find()?)?;
+    paths::remove_run_dir(&lock)?;
     output::note(if was_there { format!("lab '{name}' is down") } else { format!("no lab '{name}' is up") });
     Ok(())
 }

@@ -214,6 +214,7 @@ async fn watch(shared: Arc<state::Shared>, interval: Duration) {
 
 impl Cloud {
     /// Every instance that the API knows, terminated ones too, as it was read last.
+    #[cfg(test)]
     pub(crate) fn instances(&self) -> Arc<Vec<Instance>> {
         self.shared.instances()
     }
@@ -222,6 +223,11 @@ impl Cloud {
     /// shutdown behaviour says. Not from within [`Hypervisor::reconcile`]: it ends with a reconcile.
     pub(crate) async fn powered_off(&self, id: &str) -> anyhow::Result<()> {
         self.shared.powered_off(id).await
+    }
+
+    /// Starts a stopped instance through the API. Not from within [`Hypervisor::reconcile`]: it ends with a reconcile.
+    pub(crate) async fn start_instance(&self, id: &str) -> anyhow::Result<()> {
+        self.shared.start_instance(id).await
     }
 
     /// An error if the API server has died: all that it knew is lost, the lab cannot go on.

@@ -1,8 +1,8 @@
 //! The address that `AWS_ENDPOINT_URL` names. It forwards every call to the API server and makes the server's
 //! words true: after a call that changed something, hosts have followed before the caller gets the answer.
 //!
-//! Calls are not interpreted (a new one needs no code here), with one exception: GetConsoleOutput is answered
-//! with what the host printed.
+//! Calls are not interpreted (a new one needs no code here), with two exceptions: GetConsoleOutput is answered
+//! with what the host printed, and RebootInstances, which leaves no trace in the API, is done.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,7 +116,7 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
             proxy.shared.watch(&call.region);
         }
         let afresh = call.action.as_deref().is_some_and(|action| action.starts_with("Modify") || action.starts_with("Reset"));
-        if let Err(error) = proxy.shared.refresh_for_call(afresh).await {
+        if let Err(error) = proxy.follow(&call, afresh).await {
             let message = format!("{error:#}");
             tracing::error!(action = call.action, "{message}");
             // A client error: the SDKs would repeat the call on a server error, and start a second instance.
@@ -158,6 +158,15 @@ impl Proxy {
         }
         let answer = self.http.request(method, format!("{}{path}", self.upstream)).headers(headers).body(body).send().await?;
         Ok(Answer { status: answer.status(), headers: answer.headers().clone(), body: answer.bytes().await? })
+    }
+
+    async fn follow(&self, call: &Call, afresh: bool) -> anyhow::Result<()> {
+        if call.action.as_deref() == Some("RebootInstances") {
+            let named = call.parameters.iter().filter(|(key, _)| key.starts_with("InstanceId."));
+            let ids: Vec<String> = named.map(|(_, id)| id.clone()).collect();
+            self.shared.reboot(&ids).await?;
+        }
+        self.shared.refresh_for_call(afresh).await
     }
 
     fn console(&self, call: &Call) -> Response<Body> {

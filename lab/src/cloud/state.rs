@@ -81,9 +81,9 @@ impl Shared {
         Arc::clone(&self.instances.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The running instance with that address.
+    /// The instance with that address. One that is stopped may still ask: it is shutting down.
     pub(crate) fn by_address(&self, address: Ipv4Addr) -> Option<Instance> {
-        let found = |instance: &&Instance| instance.state == State::Running && instance.address == address;
+        let found = |instance: &&Instance| instance.state != State::Terminated && instance.address == address;
         self.instances().iter().find(found).cloned()
     }
 
@@ -113,6 +113,14 @@ impl Shared {
         self.refresh(false).await
     }
 
+    /// Starts this stopped instance through the API.
+    pub(crate) async fn start_instance(&self, id: &str) -> anyhow::Result<()> {
+        let instances = self.instances();
+        let instance = instances.iter().find(|instance| instance.id == id).with_context(|| format!("no instance {id}"))?;
+        self.api.ec2(&instance.region, "StartInstances", &[("InstanceId.1", id)]).await?;
+        self.refresh(false).await
+    }
+
     /// Waits for changes that are under way.
     pub(crate) async fn settled(&self) {
         drop(self.turn.lock().await);
@@ -137,6 +145,18 @@ impl Shared {
         let now = result.as_ref().err().map(|error| format!("{error:#}"));
         let before = std::mem::replace(&mut turn.standing, now);
         if before.is_some() && before == turn.standing { Ok(()) } else { result }
+    }
+
+    /// Switches running instances off and on again. The API has no state for it.
+    pub(crate) async fn reboot(&self, ids: &[String]) -> anyhow::Result<()> {
+        let _turn = self.turn.lock().await;
+        let now = self.instances();
+        let mut off = now.to_vec();
+        for instance in off.iter_mut().filter(|instance| instance.state == State::Running && ids.contains(&instance.id)) {
+            instance.state = State::Stopped;
+        }
+        self.hypervisor.reconcile(&off).await.context("hosts cannot shut down")?;
+        self.hypervisor.reconcile(&now).await.context("hosts cannot boot again")
     }
 
     async fn follow(&self, fixed: &mut HashMap<String, Fixed>, afresh: bool) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use indexmap::IndexMap;
 
@@ -13,6 +14,8 @@ use crate::cloud::{self, Cloud, CloudConfig, Endpoints, Hypervisor, Instance, In
 #[derive(Default)]
 struct Listener {
     told: Mutex<Vec<Instance>>,
+    /// States of the instance named `one`, each once.
+    history: Mutex<Vec<InstanceState>>,
 }
 
 impl Hypervisor for Listener {
@@ -20,6 +23,10 @@ impl Hypervisor for Listener {
         // A caller that gets its answer too early would not see the change.
         tokio::time::sleep(Duration::from_millis(30)).await;
         *self.told.lock().unwrap() = instances.to_vec();
+        let mut history = self.history.lock().unwrap();
+        history.extend(instances.iter().find(|instance| instance.name == "one").map(|instance| instance.state));
+        history.dedup();
+        drop(history);
         anyhow::ensure!(!instances.iter().any(|instance| instance.image == "broken" && instance.state == InstanceState::Running), "no such base: broken");
         Ok(())
     }
@@ -35,8 +42,14 @@ impl Listener {
     }
 }
 
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// An address of loopback that no other test has, so that fixed ports on it are free.
+fn endpoints() -> Endpoints {
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let mine = Ipv4Addr::new(127, 64 | (high & 63), low, COUNT.fetch_add(1, Ordering::SeqCst));
+    let at = |port| SocketAddr::from((mine, port));
+    // Port 80 is root's.
+    Endpoints { moto: at(5001), imds: at(8169), ..Endpoints::on(mine) }
 }
 
 fn spec(name: &str, zone: &str) -> InstanceSpec {
@@ -68,7 +81,7 @@ async fn running(instances: Vec<InstanceSpec>) -> Running {
     let server = crate::serve::moto(&cache, &crate::paths::owner().unwrap()).await.unwrap();
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
-    let endpoints = Endpoints { aws: free_port(), moto: free_port(), imds: free_port(), mirror: free_port(), apt: free_port() };
+    let endpoints = endpoints();
     let listener = Arc::new(Listener::default());
     let config = CloudConfig {
         name: "test".to_owned(),
@@ -123,8 +136,12 @@ async fn hosts_follow_every_call_before_it_is_answered() {
 
     lab.call("StopInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
     assert_eq!(lab.listener.named("one").unwrap().state, InstanceState::Stopped);
+    assert_eq!(lab.cloud.shared.by_address(one.address).unwrap().id, one.id, "a host that shuts down may ask for metadata");
     lab.call("StartInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
     assert_eq!(lab.listener.named("one").unwrap().state, InstanceState::Running);
+    lab.call("RebootInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
+    use InstanceState::{Running as On, Stopped as Off};
+    assert_eq!(*lab.listener.history.lock().unwrap(), [On, Off, On, Off, On]);
     lab.call("CreateTags", &[("ResourceId.1", &one.id), ("Tag.1.Key", "Name"), ("Tag.1.Value", "uno")]).await.unwrap();
     assert_eq!(lab.listener.named("uno").unwrap().id, one.id);
     lab.call("TerminateInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
