@@ -97,6 +97,7 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
         // An answer that already names what is not yet so would be a lie.
         let _ = tokio::time::timeout(SETTLE_LIMIT, proxy.shared.settled()).await;
     }
+    let before = proxy.shared.standing();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let answer = match proxy.forward(parts.method.clone(), path, &parts.headers, body).await {
         Ok(answer) => answer,
@@ -118,6 +119,10 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
         let afresh = call.action.as_deref().is_some_and(|action| action.starts_with("Modify") || action.starts_with("Reset"));
         if let Err(error) = proxy.follow(&call, afresh).await {
             let message = format!("{error:#}");
+            if before.as_deref() == Some(message.as_str()) {
+                // It stood there before this call, which is not to blame.
+                return answer.into_response(&parts.method);
+            }
             tracing::error!(action = call.action, "{message}");
             // A client error: the SDKs would repeat the call on a server error, and start a second instance.
             return failure(&call, StatusCode::BAD_REQUEST, "LabHostFailed", &message);
@@ -166,7 +171,7 @@ impl Proxy {
             let ids: Vec<String> = named.map(|(_, id)| id.clone()).collect();
             self.shared.reboot(&ids).await?;
         }
-        self.shared.refresh_for_call(afresh).await
+        self.shared.refresh(afresh).await
     }
 
     fn console(&self, call: &Call) -> Response<Body> {

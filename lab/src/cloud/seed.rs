@@ -180,6 +180,9 @@ pub(crate) async fn seed(api: &Api, config: &CloudConfig) -> anyhow::Result<()> 
             let asked = [("VpcId", vpc.as_str()), ("CidrBlock", &part.to_string()), ("AvailabilityZone", zone)];
             let id = api.ec2_field(&region, "CreateSubnet", &asked, &["subnet", "subnetId"]).await?;
             tag(api, &region, &id, &format!("{}-{zone}", config.name)).await?;
+            // The server holds them for default subnets, and would make up public addresses that lead nowhere.
+            let private = [("SubnetId", id.as_str()), ("MapPublicIpOnLaunch.Value", "false")];
+            api.ec2(&region, "ModifySubnetAttribute", &private).await?;
             subnets.insert(zone.clone(), id);
         }
         for (name, line) in &public_keys {

@@ -48,14 +48,9 @@ pub(crate) struct Shared {
     regions: SyncMutex<BTreeSet<String>>,
     instances: RwLock<Arc<Vec<Instance>>>,
     /// Held while hosts are made to follow: one at a time.
-    turn: Mutex<Turn>,
-}
-
-#[derive(Debug, Default)]
-struct Turn {
-    fixed: HashMap<String, Fixed>,
+    turn: Mutex<HashMap<String, Fixed>>,
     /// What went wrong last time, if something did.
-    standing: Option<String>,
+    standing: SyncMutex<Option<String>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -73,6 +68,7 @@ impl Shared {
             regions: SyncMutex::new(regions),
             instances: RwLock::default(),
             turn: Mutex::default(),
+            standing: SyncMutex::default(),
         }
     }
 
@@ -131,20 +127,15 @@ impl Shared {
     /// An instance whose address lies outside the lab cannot become a host: it is terminated in the API, so that
     /// the API stays true, and the error says so.
     pub(crate) async fn refresh(&self, afresh: bool) -> anyhow::Result<()> {
-        let mut turn = self.turn.lock().await;
-        let result = self.follow(&mut turn.fixed, afresh).await;
-        turn.standing = result.as_ref().err().map(|error| format!("{error:#}"));
+        let mut fixed = self.turn.lock().await;
+        let result = self.follow(&mut fixed, afresh).await;
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().err().map(|error| format!("{error:#}"));
         result
     }
 
-    /// Like [`Shared::refresh`], for a call that must be answered: an error that stood there before it is not the
-    /// call's, and is left to the timer.
-    pub(crate) async fn refresh_for_call(&self, afresh: bool) -> anyhow::Result<()> {
-        let mut turn = self.turn.lock().await;
-        let result = self.follow(&mut turn.fixed, afresh).await;
-        let now = result.as_ref().err().map(|error| format!("{error:#}"));
-        let before = std::mem::replace(&mut turn.standing, now);
-        if before.is_some() && before == turn.standing { Ok(()) } else { result }
+    /// What keeps hosts from following, if something does.
+    pub(crate) fn standing(&self) -> Option<String> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Switches running instances off and on again. The API has no state for it.

@@ -190,6 +190,9 @@ async fn without_a_subnet_no_instance_starts() {
     assert!(refused.is_err());
     let up: Vec<_> = lab.cloud.instances().iter().filter(|instance| instance.state == InstanceState::Running).map(|i| i.name.clone()).collect();
     assert_eq!(up, ["one"]);
+    let described = lab.call("DescribeInstances", &[]).await.unwrap();
+    assert_eq!(described.find("privateIpAddress").unwrap().text, "10.77.9.10");
+    assert!(described.find("publicIp").is_none() && described.at(&["ipAddress"]).is_none(), "public addresses would lead nowhere");
 }
 
 #[tokio::test(flavor = "multi_thread")]
