@@ -13,7 +13,7 @@ use crate::paths::{self, LabPaths};
 use crate::record::Record;
 use crate::serve::Prepared;
 use crate::socket::{self, Request};
-use crate::{base, net, output, run, serve, spec, supervisor};
+use crate::{base, cloud, net, output, run, serve, spec, supervisor};
 
 /// The lab that comes up when no file is named.
 const SMALL: &str = include_str!("../small.yaml");
@@ -69,11 +69,19 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         }
     };
     output::note(format!("starting lab '{}'", paths.name));
-    wait_for_socket(&paths, &mut child).and_then(|()| socket::ask_and_tell(&paths, &Request::Ready)).inspect_err(|_| {
-        // A lab whose supervisor lives is left for a look at what is wrong; of a dead one nothing is.
-        if !cgroups.is_alive(&paths.name) {
-            let _ = paths::lock().and_then(|_lock| clean(&paths, &cgroups));
+    wait_for_socket(&paths, &mut child).and_then(|()| socket::ask_and_tell(&paths, &Request::Ready)).map_err(|error| {
+        // A lab whose supervisor lives is left for a look at what is wrong; of a dead one nothing is. One that is
+        // about to end may answer first.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while cgroups.is_alive(&paths.name) {
+            if Instant::now() > deadline {
+                return error;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
+        let error = last_error(&std::fs::read_to_string(paths.log()).unwrap_or_default()).map_or(error, anyhow::Error::msg);
+        let _ = paths::lock().and_then(|_lock| clean(&paths, &cgroups));
+        error
     })?;
     advise(&paths)
 }
@@ -103,9 +111,13 @@ fn start(
         paths::labs()?.iter().filter_map(|lab| Record::read(&LabPaths::new(lab))).map(|record| record.subnet).collect();
     let subnet = net::free_subnet(&taken)
         .ok_or_else(|| Failure::new("all 254 subnets of labs are taken", "lab down --all"))?;
+    let record = Record::new(&paths.name, subnet, paths::owner()?, file, text, base, prepared);
+    let spec = record.spec()?;
+    let keys: Vec<&str> = spec.keys.iter().map(|key| key.name.as_str()).collect();
+    cloud::seed::plan(subnet, &spec.region, &keys, &spec.instances)?;
     let dir = paths.dir();
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    Record::new(&paths.name, subnet, paths::owner()?, file, text, base, prepared).write(paths)?;
+    record.write(paths)?;
     net::create_namespace(paths)?;
     let groups: Vec<String> =
         cgroups.make(&paths.name, supervisor::GROUP)?.iter().map(|path| path.display().to_string()).collect();
@@ -145,6 +157,12 @@ fn wait_for_socket(paths: &LabPaths, child: &mut Child) -> Result<()> {
     Ok(())
 }
 
+/// Why a supervisor ended: the last error that its log tells, with its causes.
+fn last_error(log: &str) -> Option<String> {
+    let (_, text) = log.rsplit_once("\nerror: ").or_else(|| log.strip_prefix("error: ").map(|text| ("", text)))?;
+    Some(text.trim_end().to_owned())
+}
+
 /// What to do next, for a person.
 fn advise(paths: &LabPaths) -> Result<()> {
     let status = socket::status(paths)?;
@@ -178,5 +196,19 @@ fn clean(paths: &LabPaths, cgroups: &Cgroups) -> Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", dir.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_tells_why_a_supervisor_ended() {
+        let log = "2026 INFO booting\n2026 ERROR error: of a host\nerror: cannot launch\n  because: no such zone\n";
+        assert_eq!(last_error(log).as_deref(), Some("cannot launch\n  because: no such zone"));
+        assert_eq!(last_error("error: at once\n").as_deref(), Some("at once"));
+        assert_eq!(last_error("2026 INFO booting\n"), None);
+        assert_eq!(last_error(""), None);
     }
 }

@@ -90,8 +90,8 @@ pub(crate) enum ApiError {
     Transport { action: String, region: String, #[source] source: reqwest::Error },
     #[error("{action} in {region} was refused: {code}: {message}")]
     Refused { action: String, region: String, code: String, message: String },
-    #[error("the answer to {action} in {region} (status {status}) cannot be read")]
-    Malformed { action: String, region: String, status: u16, #[source] source: XmlError },
+    #[error("the answer to {action} in {region} cannot be read")]
+    Malformed { action: String, region: String, #[source] source: XmlError },
     #[error("the answer to {action} in {region} has no `{field}`")]
     Missing { action: String, region: String, field: &'static str },
 }
@@ -131,21 +131,23 @@ impl Api {
             .map_err(transport)?;
         let status = answer.status();
         let text = answer.text().await.map_err(transport)?;
-        let root = Element::parse(&text).map_err(|source| ApiError::Malformed {
-            action: action.to_owned(),
-            region: region.to_owned(),
-            status: status.as_u16(),
-            source,
-        })?;
+        let root = match Element::parse(&text) {
+            Ok(root) => root,
+            Err(source) if status.is_success() => {
+                return Err(ApiError::Malformed { action: action.to_owned(), region: region.to_owned(), source });
+            }
+            // The page that a web server makes of a crash.
+            Err(_) => Element::default(),
+        };
         if status.is_success() {
             return Ok(root);
         }
-        let part = |name| root.find(name).map_or_else(|| format!("status {status}"), |found| found.text.clone());
+        let part = |name: &str| root.find(name).map(|found| found.text.clone());
         Err(ApiError::Refused {
             action: action.to_owned(),
             region: region.to_owned(),
-            code: part("Code"),
-            message: part("Message"),
+            code: part("Code").unwrap_or_else(|| status.to_string()),
+            message: part("Message").unwrap_or_else(|| "the server says no more".to_owned()),
         })
     }
 

@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 
 use super::moto::{Api, ApiError};
 use super::{CloudConfig, InstanceSpec, Owner};
+use crate::failure::Failure;
 
 /// Instances without a fixed address get the addresses from this one of their zone's subnet on.
 const FIRST_HOST: u32 = 10;
@@ -171,6 +172,7 @@ pub(crate) async fn seed(api: &Api, config: &CloudConfig) -> anyhow::Result<()> 
     }
     let mut subnets: BTreeMap<String, String> = BTreeMap::new();
     for region in regions(config) {
+        check_zones(api, &region, plan.zones.keys()).await?;
         remove_default_network(api, &region).await?;
         let vpc = api
             .ec2_field(&region, "CreateVpc", &[("CidrBlock", &config.subnet.to_string())], &["vpc", "vpcId"])
@@ -206,6 +208,19 @@ pub(crate) async fn seed(api: &Api, config: &CloudConfig) -> anyhow::Result<()> 
         run(api, region, subnet, &image, *address, instance)
             .await
             .with_context(|| format!("cannot launch the instance `{}`", instance.name))?;
+    }
+    Ok(())
+}
+
+/// The API knows which zones exist.
+async fn check_zones(api: &Api, region: &str, wanted: impl Iterator<Item = &String>) -> anyhow::Result<()> {
+    let answer = api.ec2(region, "DescribeAvailabilityZones", &[]).await.with_context(|| format!("cannot use the region `{region}`"))?;
+    let known: Vec<&str> = answer.items("availabilityZoneInfo").filter_map(|zone| zone.at(&["zoneName"])).collect();
+    for zone in wanted.filter(|zone| region_of(zone) == Some(region)) {
+        if !known.contains(&zone.as_str()) {
+            let hint = format!("{region} has {}", known.join(", "));
+            return Err(Failure::new(format!("there is no availability zone `{zone}`"), hint).into());
+        }
     }
     Ok(())
 }
