@@ -24,11 +24,12 @@ const PACKAGES: [&str; 21] = [
 /// A file that goes into the image: path in it, mode, content.
 type BaseFile = (&'static str, u32, &'static str);
 
-const FILES: [BaseFile; 5] = [
+const FILES: [BaseFile; 6] = [
     ("usr/local/lib/rollcall-lab/first-boot", 0o755, include_str!("base/first-boot")),
     ("usr/local/lib/rollcall-lab/user-data", 0o755, include_str!("base/user-data")),
     ("etc/systemd/system/rollcall-first-boot.service", 0o644, include_str!("base/rollcall-first-boot.service")),
     ("etc/systemd/system/rollcall-user-data.service", 0o644, include_str!("base/rollcall-user-data.service")),
+    ("etc/ssh/sshd_config.d/50-cloud-init.conf", 0o600, include_str!("base/sshd.conf")),
     ("etc/systemd/system/chrony.service.d/rollcall-lab.conf", 0o644, include_str!("base/chrony.conf")),
 ];
 const SETUP: &str = include_str!("base/setup.sh");
@@ -80,16 +81,20 @@ fn key(mirror: &str) -> String {
     for (path, mode, content) in FILES {
         hash.update(format!("{path}\0{mode:o}\0{}\0{content}", content.len()));
     }
-    hash.finalize().iter().take(10).map(|byte| format!("{byte:02x}")).collect()
+    let hash = hash.finalize();
+    let mut half = [0_u8; 16];
+    half.copy_from_slice(&hash[..16]);
+    format!("{:032x}", u128::from_be_bytes(half))[..20].to_owned()
 }
 
-/// In a mount and PID namespace of its own, so that a kill at any time leaves no mount and no process.
+/// In a mount and PID namespace of its own, and bound to this process, so that a kill at any time leaves no mount
+/// and no process that would go on writing.
 fn debootstrap(target: &Path, mirror: &str) -> Result<()> {
     let log_path = target.with_extension("log");
     let log = std::fs::File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
     let errors = log.try_clone().with_context(|| format!("cannot write {}", log_path.display()))?;
-    let status = run::command("unshare")
-        .args(["--pid", "--fork", "--mount", "--kill-child=KILL"])
+    let status = run::command("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--mount", "--kill-child=KILL"])
         .arg(run::find("debootstrap").unwrap_or_else(|| PathBuf::from("debootstrap")))
         .args(["--variant=minbase", &format!("--include={}", PACKAGES.join(",")), SUITE])
         .arg(target)

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cgroup::Cgroups;
 use crate::failure::Failure;
 use crate::paths::{self, LabPaths};
-use crate::socket::{self, Status};
+use crate::socket::{self, HostStatus, Status};
 use crate::{net, run};
 
 /// Settings of the caller's own cloud, which would win over the lab's.
@@ -116,8 +116,10 @@ fn found(word: &str, path: &str) -> String {
 /// `lab ssh HOST [ARGS]` and `lab exec HOST -- CMD`: the system's SSH client with the lab's files. Replaces this process.
 pub(crate) fn ssh(paths: &LabPaths, host: &str, options: &[&str], words: &[String]) -> Result<()> {
     let host = socket::find_host(paths, host)?;
-    if host.state != "up" {
-        return Err(Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name)).into());
+    require_up(&host)?;
+    // The way leads through it: without this, a dead one would only be a timeout.
+    if let Some(jump) = socket::status(paths)?.jump_host {
+        require_up(&socket::find_host(paths, &jump)?)?;
     }
     let mut command = inside(paths, "ssh")?;
     command.arg("-F").arg(paths.ssh_config()).args(options).arg(&host.id);
@@ -125,6 +127,13 @@ pub(crate) fn ssh(paths: &LabPaths, host: &str, options: &[&str], words: &[Strin
         command.arg("--").arg(remote_command(words));
     }
     Err(command.exec()).context("cannot start ssh")
+}
+
+fn require_up(host: &HostStatus) -> Result<()> {
+    if host.state == "up" {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name)).into())
 }
 
 /// One word is a line for the host's shell; several are a program and its arguments, handed over as they are.

@@ -173,8 +173,9 @@ pub(crate) fn connect(paths: &LabPaths) -> Result<UnixStream> {
 fn crashed(paths: &LabPaths) -> anyhow::Error {
     let said = std::fs::read_to_string(paths.log()).unwrap_or_default();
     let mut message = format!("lab '{}' has crashed, its hosts are gone", paths.name);
-    if !said.trim().is_empty() {
-        message.push_str(&format!(": {}", crate::run::last_lines(&said, 2)));
+    // The log of a supervisor that was killed ends with something that has nothing to do with it.
+    if let Some(last) = said.lines().rfind(|line| line.starts_with("error:") || line.contains(" ERROR ")) {
+        message.push_str(&format!(": {last}"));
     }
     Failure::new(message, format!("lab down --name {0}, then lab up again", paths.name)).into()
 }

@@ -38,6 +38,7 @@ fn ssh_config(paths: &LabPaths, jump_host: Option<&str>, hosts: &[HostStatus]) -
     }
     text.push_str(&format!(
         "Host *\n    User {USER}\n    IdentitiesOnly yes\n    StrictHostKeyChecking yes\n    UpdateHostKeys no\n    \
+         ConnectTimeout 10\n    \
          UserKnownHostsFile \"{}\"\n    GlobalKnownHostsFile /dev/null\n    LogLevel ERROR\n",
         paths.known_hosts().display()
     ));

@@ -301,7 +301,7 @@ async fn ready(lab: &Lab, progress: &mpsc::UnboundedSender<String>) -> Result<St
         stage.changed().await.context("the supervisor ends")?;
     }
     let mut told = None;
-    let deadline = Instant::now() + Duration::from_secs(180);
+    let deadline = Instant::now() + Duration::from_mins(3);
     loop {
         let (up, all) = lab.fleet.progress().await?;
         if up == all {

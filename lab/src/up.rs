@@ -18,6 +18,9 @@ use crate::{base, cloud, net, output, run, serve, spec, supervisor};
 /// The lab that comes up when no file is named.
 const SMALL: &str = include_str!("../small.yaml");
 
+/// How long the supervisor may take until it can be talked to.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
 /// Makes everything that `up` needs and that is made once. Needs the network when something is missing.
 pub(crate) fn prepare() -> Result<(std::path::PathBuf, Prepared)> {
     run::check_prerequisites()?;
@@ -47,7 +50,7 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
     let cgroups = Cgroups::find()?;
     if is_up(&paths, &cgroups, &text)? {
         output::note(format!("lab '{}' is up already", paths.name));
-        return socket::ask_and_tell(&paths, &Request::Ready);
+        return join(&paths, &cgroups);
     }
     let (base, prepared) = prepare()?;
     let file = file.map_or_else(|| "the built-in lab".to_owned(), |file| file.display().to_string());
@@ -55,7 +58,7 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         let _lock = paths::lock()?;
         // Another `up` may have been faster while this one prepared.
         if is_up(&paths, &cgroups, &text)? {
-            return socket::ask_and_tell(&paths, &Request::Ready);
+            return join(&paths, &cgroups);
         }
         // What a crash left of a lab of this name, and what a half-made `up` leaves.
         clean(&paths, &cgroups)?;
@@ -144,8 +147,17 @@ fn start(
         .context("cannot start the lab's supervisor")
 }
 
+/// Waits for a lab that another `up` has started.
+fn join(paths: &LabPaths, cgroups: &Cgroups) -> Result<()> {
+    let deadline = Instant::now() + START_LIMIT;
+    while socket::connect(paths).is_err() && cgroups.is_alive(&paths.name) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    socket::ask_and_tell(paths, &Request::Ready)
+}
+
 fn wait_for_socket(paths: &LabPaths, child: &mut Child) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + START_LIMIT;
     while socket::connect(paths).is_err() {
         let ended = child.try_wait().context("cannot watch the lab's supervisor")?;
         if ended.is_some() || Instant::now() > deadline {
