@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    files::{Blob, EMBEDDED, Tree, shown},
+    files::{Blob, EMBEDDED, Tree, hint_file, shown},
     keywords::{self, Class, On, Status},
     model::{Bundle, Handler, Play, RoleId},
     syntax,
@@ -213,8 +213,11 @@ impl<'a> State<'a> {
             known.extend(self.tree.names(folder).into_iter().filter(|n| super::files::is_yaml(Path::new(n))));
         }
         let what = if given.is_dir() { "is a folder, not a playbook" } else { "does not exist" };
-        Err(Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()))
-            .nearest(&given.to_string_lossy(), known.iter().map(String::as_str)))
+        if let Some(dir) = given.parent() {
+            known.extend(self.siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
+        }
+        let wrong = Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()));
+        Err(hint_file(wrong, &given.to_string_lossy(), &known))
     }
 
     /// Reads a playbook's plays. `open` are the playbooks being read.
@@ -265,10 +268,8 @@ impl<'a> State<'a> {
         if !self.tree.is_file(&path) {
             let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
             let near = self.siblings(&dir);
-            self.out.push(
-                Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()))
-                    .nearest(&name, near.iter().map(String::as_str)),
-            );
+            let wrong = Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()));
+            self.out.push(hint_file(wrong, &name, &near));
             return;
         }
         let first = self.bundle.plays.len();

@@ -207,10 +207,8 @@ impl State<'_> {
                 let near = paths[0].parent().map(|d| self.siblings(d)).unwrap_or_default();
                 let base = paths[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-                self.out.push(
-                    Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")))
-                        .nearest(&base, near.iter().map(String::as_str)),
-                );
+                let wrong = Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")));
+                self.out.push(super::files::hint_file(wrong, &base, &near));
                 continue;
             };
             if let Some(tree) = self.yaml(path, entry.span) {
