@@ -422,3 +422,137 @@ fn links_that_lead_out_are_left_out() {
     assert_eq!(names, ["a", "in"]);
     assert!(loaded.warnings[0].message.contains("leads out of its folder"), "{:?}", loaded.warnings);
 }
+
+struct Ours;
+
+impl rollcall_engine::roles::EmbeddedRoles for Ours {
+    fn get(&self, name: &str) -> Option<Vec<(std::path::PathBuf, Vec<u8>, u32)>> {
+        (name == "base").then(|| {
+            vec![
+                ("tasks/main.yml".into(), b"- {name: ours, template: {src: a.tera, dest: /a}, notify: again}\n".to_vec(), 0o644),
+                ("handlers/main.yml".into(), b"- {name: again, debug: {msg: x}}\n".to_vec(), 0o644),
+                ("templates/a.tera".into(), b"{{ cluster }}\n".to_vec(), 0o644),
+                ("files/run.sh".into(), b"#!/bin/sh\n".to_vec(), 0o755),
+            ]
+        })
+    }
+    fn names(&self) -> Vec<String> {
+        vec!["base".into()]
+    }
+    fn playbook(&self, name: &str) -> Option<Vec<u8>> {
+        match name {
+            "base.yaml" => Some(b"- {hosts: all, roles: [base]}\n".to_vec()),
+            "site.yaml" => Some(b"- import_playbook: base.yaml\n".to_vec()),
+            _ => None,
+        }
+    }
+    fn playbooks(&self) -> Vec<String> {
+        vec!["base.yaml".into(), "site.yaml".into()]
+    }
+}
+
+#[test]
+fn our_roles_and_playbooks_are_found_by_name_and_replaced_whole() {
+    use rollcall_engine::playbook::Blob;
+    let dir = tempfile::tempdir().unwrap();
+    let load = |name: &str| {
+        let sources = Sources::default();
+        let project = Project::find(&sources, dir.path()).unwrap();
+        let extra = Vars::new();
+        let loader = Loader { sources: &sources, project: &project, embedded_roles: &Ours, extra: &extra };
+        loader.load(&[name.into()]).map_err(|wrong| rendered(&sources, &wrong))
+    };
+    let ours = load("site").unwrap();
+    assert_eq!(names(&ours.bundle), ["ours"]);
+    assert!(ours.roles_used[0].embedded);
+    let script = &ours.bundle.files[Path::new("<embedded>/base/files/run.sh")];
+    assert_eq!(script.mode, 0o755);
+    assert_eq!(ours.contents[&script.hash], Blob::Bytes(b"#!/bin/sh\n".to_vec().into()));
+    assert_eq!(ours.bundle.plays[0].handlers.len(), 1);
+    std::fs::create_dir_all(dir.path().join("roles/base/tasks")).unwrap();
+    std::fs::write(dir.path().join("roles/base/tasks/main.yml"), "- {name: mine, debug: {msg: x}}\n").unwrap();
+    let mine = load("base.yaml").unwrap();
+    assert_eq!(names(&mine.bundle), ["mine"]);
+    assert!(!mine.roles_used[0].embedded && mine.bundle.files.is_empty());
+    std::fs::create_dir_all(dir.path().join("playbooks")).unwrap();
+    std::fs::write(dir.path().join("playbooks/site.yaml"), "- hosts: all\n  tasks: [{name: own, debug: {msg: x}}]\n").unwrap();
+    assert_eq!(names(&load("site").unwrap().bundle), ["own"]);
+    assert_eq!(load("bsae.yaml").unwrap_err(), "error: playbook bsae.yaml does not exist\n  hint: did you mean 'base.yaml'?\n");
+}
+
+#[test]
+fn names_may_be_made_of_extra_variables() {
+    use rollcall_engine::vars::{Layer, Var};
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("b.yaml"), "- {name: chosen, debug: {msg: x}}\n").unwrap();
+    let path = dir.path().join("site.yaml");
+    std::fs::write(
+        &path,
+        "- hosts: all\n  vars: {which: a}\n  become: '{{ root }}'\n  serial: '{{ batch }}'\n  tasks:\n    - import_tasks: '{{ which }}.yaml'\n",
+    )
+    .unwrap();
+    let mut extra = Vars::new();
+    for (name, value) in [("which", serde_json::json!("b")), ("root", true.into()), ("batch", 2.into())] {
+        extra.insert(name.into(), Var::data(value, Layer::Extra));
+    }
+    let sources = Sources::default();
+    let project = Project::without_file(dir.path());
+    let loader = Loader { sources: &sources, project: &project, embedded_roles: &NoRoles, extra: &extra };
+    let loaded = loader.load(&[path]).unwrap_or_else(|wrong| panic!("{}", rendered(&sources, &wrong)));
+    assert_eq!(names(&loaded.bundle), ["chosen"]);
+    use rollcall_engine::playbook::model::BatchSize;
+    assert_eq!(loaded.bundle.plays[0].serial, [BatchSize::Count(2)]);
+    let Item::Task(task) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
+    assert_eq!(task.become_.enabled, Some(true));
+}
+
+#[test]
+fn warnings_do_not_stop() {
+    let (loaded, _dir) = taken(
+        "- hosts: all\n  strategy: linear\n  collections: [a.b]\n  tasks:\n    - debug: {msg: x}\n      when: \"{{ x is defined }}\"\n      ignore_unreachable: true\n",
+        &[],
+    );
+    let told: Vec<_> = loaded.warnings.iter().map(|w| (w.span.line, w.message.as_str())).collect();
+    assert_eq!(told.len(), 4, "{told:?}");
+    assert_eq!(told[0], (2, "hosts do not wait for each other after each task here"));
+    assert_eq!(told[1].0, 3);
+    assert_eq!(told[2], (6, "'when' is an expression already: the braces are not needed"));
+    let Item::Task(task) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
+    assert_eq!(task.when[0].text, "x is defined");
+}
+
+#[test]
+fn a_second_play_hears_handlers_of_files_that_the_first_one_included() {
+    let (loaded, _dir) = taken(
+        "- hosts: a\n  tasks: [{include_tasks: more.yaml}]\n- hosts: b\n  tasks: [{include_tasks: more.yaml}]\n",
+        &[
+            ("more.yaml", "- include_role: {name: r}\n"),
+            ("roles/r/tasks/main.yml", "- {debug: {msg: x}, notify: go}\n"),
+            ("roles/r/handlers/main.yml", "- {name: go, debug: {msg: y}}\n"),
+        ],
+    );
+    assert_eq!(loaded.bundle.plays.iter().map(|p| p.handlers.len()).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[test]
+fn a_role_sees_the_variables_of_those_that_need_it_and_of_what_it_needs() {
+    let (loaded, _dir) = taken(
+        "- hosts: all\n  roles: [{role: top, given: 1, vars: {own: 3}}]\n",
+        &[
+            ("roles/top/meta/main.yml", "dependencies: [{role: low, deep: 2}]\n"),
+            ("roles/top/tasks/main.yml", "- debug: {msg: x}\n"),
+            ("roles/top/vars/main.yml", "own: 1\n"),
+            ("roles/low/tasks/main.yml", "- debug: {msg: x}\n"),
+            ("roles/low/defaults/main.yml", "shared: 1\n"),
+        ],
+    );
+    let roles = &loaded.bundle.roles;
+    let (top, low) = (&roles[0], &roles[1]);
+    assert_eq!((top.name.as_str(), low.name.as_str()), ("top", "low"));
+    assert_eq!(low.parents.iter().map(|p| p.0).collect::<Vec<_>>(), [0]);
+    assert!(low.params.contains_key("deep") && top.params.contains_key("given"));
+    let seen = &roles[top.parents[0].0 as usize];
+    assert!(seen.defaults.contains_key("shared") && seen.params.is_empty());
+    let rollcall_engine::vars::Binding::Raw(own) = &top.vars["own"].binding else { panic!("raw") };
+    assert_eq!(own.to_value(), 3);
+}

@@ -191,14 +191,18 @@ impl State<'_> {
 
     /// Reads a file that an include names, once, without what it inherits.
     fn included_file(&mut self, path: &Path, used: Span, cx: &Cx) {
-        if self.bundle.task_files.contains_key(path) {
+        if !self.included.insert(path.to_path_buf()) {
             return;
         }
         // Held while it is read: a file that includes itself ends here.
-        self.bundle.task_files.insert(path.to_path_buf(), Arc::default());
+        let known = self.bundle.task_files.contains_key(path);
+        self.bundle.task_files.entry(path.to_path_buf()).or_default();
         let inner = Cx { files: cx.files.first().cloned().into_iter().collect(), ..cx.clone() };
         let items = self.task_file(path, used, &inner);
-        self.bundle.task_files.insert(path.to_path_buf(), Arc::new(items));
+        // A later play reads it again for its own handlers and notifications; the tasks are the same.
+        if !known {
+            self.bundle.task_files.insert(path.to_path_buf(), Arc::new(items));
+        }
     }
 
     /// Reads every file that a name with expressions can mean.

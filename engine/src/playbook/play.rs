@@ -242,6 +242,8 @@ impl State<'_> {
             self.task(node, cx, &mut items);
             let turns = present(node, "serial").and_then(|n| self.known_count(n, "serial"));
             let gate = present(node, "gate").and_then(|n| self.gate(n));
+            // A gate is asked between turns: without a number, one host takes its turn at a time.
+            let turns = turns.or(gate.map(|_| 1));
             let listen = self.strings(node, "listen");
             let single = items.len() == 1;
             for item in items {
