@@ -301,7 +301,9 @@ mod tests {
         assert!(DEFINITIONS.is_sorted_by_key(|d| d.name), "keep the modules in the order of their names");
         for d in DEFINITIONS {
             assert!(!d.summary.is_empty() && !d.summary.ends_with('.'), "{}: summary", d.name);
-            assert!(d.args.iter().all(|a| a.doc.trim().ends_with('.')), "{}: an argument lacks its documentation", d.name);
+            for arg in d.args {
+                assert!(arg.doc.trim().ends_with(['.', '`', ')']), "{}: {}: documentation '{}'", d.name, arg.name, arg.doc);
+            }
         }
     }
 
@@ -309,7 +311,7 @@ mod tests {
     fn every_example_is_a_task_that_is_taken() {
         for d in DEFINITIONS {
             let node = crate::yaml::parse_text(FileId::NONE, d.example).unwrap_or_else(|e| panic!("{}: {e:?}", d.name));
-            let tasks = node.list().unwrap();
+            let tasks = node.one_or_many();
             assert_eq!(tasks.len(), 1, "{}", d.name);
             let call = tasks[0].get(d.name).unwrap_or_else(|| panic!("{}: the example does not call it", d.name));
             let Value::Object(args) = call.to_value() else {
