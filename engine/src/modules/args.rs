@@ -274,8 +274,12 @@ pub mod base64_bytes {
     }
 }
 
-/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers.
+/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers. An argument `*` in
+/// the declaration takes any name (`set_fact`).
 pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failure> {
+    if known.iter().any(|arg| arg.name == "*") {
+        return Ok(());
+    }
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
             let failure = Failure::new(format!("unknown argument '{name}'"));

@@ -13,36 +13,86 @@ use serde_json::{Map, Value};
 
 use crate::host::{Read, Write};
 
+mod apt;
 mod archive;
 pub mod args;
+/// `assert`.
+pub mod assert;
+/// `command`.
+pub mod command;
 /// `copy`.
 pub mod copy;
+/// `debug`.
+pub mod debug;
 /// `download`.
 pub mod download;
+/// `fail`.
+pub mod fail;
+#[cfg(test)]
+pub(crate) mod fake;
 mod fetch;
 /// `file`.
 pub mod file;
+/// `group`.
+pub mod group;
+/// `hostname`.
+pub mod hostname;
+pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `package`.
+pub mod package;
 mod place;
+/// `repository`.
+pub mod repository;
+/// `service`.
+pub mod service;
+/// `set_fact`.
+pub mod set_fact;
+/// `shell`.
+pub mod shell;
 /// `stat`.
 pub mod stat;
+pub(crate) mod steps;
+/// `systemd_unit`.
+pub mod systemd_unit;
 /// `template`.
 pub mod template;
 /// `unarchive`.
 pub mod unarchive;
+/// `uri`.
+pub mod uri;
+/// `user`.
+pub mod user;
+/// `wait_for`.
+pub mod wait_for;
 
 pub use args::{Arg, FromArg};
 
 /// Every module, in the order of the manual.
 pub const DEFINITIONS: &[&Definition] = &[
+    &assert::DEFINITION,
+    &command::DEFINITION,
     &copy::DEFINITION,
+    &debug::DEFINITION,
     &download::DEFINITION,
+    &fail::DEFINITION,
     &file::DEFINITION,
+    &group::DEFINITION,
+    &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &package::DEFINITION,
+    &repository::DEFINITION,
+    &service::DEFINITION,
+    &set_fact::DEFINITION,
+    &shell::DEFINITION,
     &stat::DEFINITION,
+    &systemd_unit::DEFINITION,
     &template::DEFINITION,
     &unarchive::DEFINITION,
+    &uri::DEFINITION,
+    &user::DEFINITION,
+    &wait_for::DEFINITION,
 ];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
