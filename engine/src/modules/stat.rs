@@ -45,7 +45,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "stat",
     aliases: &[],
-    summary: "Looks at a path and says what stands there.",
+    summary: "Looks at a path and says what stands there",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
