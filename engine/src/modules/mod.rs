@@ -14,11 +14,28 @@ use serde_json::{Map, Value};
 use crate::host::{Read, Write};
 
 pub mod args;
+/// `copy`.
+pub mod copy;
+/// `file`.
+pub mod file;
+/// `lineinfile`.
+pub mod lineinfile;
+mod place;
+/// `stat`.
+pub mod stat;
+/// `template`.
+pub mod template;
 
 pub use args::{Arg, FromArg};
 
 /// Every module, in the order of the manual.
-pub const DEFINITIONS: &[&Definition] = &[];
+pub const DEFINITIONS: &[&Definition] = &[
+    &copy::DEFINITION,
+    &file::DEFINITION,
+    &lineinfile::DEFINITION,
+    &stat::DEFINITION,
+    &template::DEFINITION,
+];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
 pub fn find(name: &str) -> Option<&'static Definition> {
