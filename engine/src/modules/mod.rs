@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::host::{Read, Write};
 
+mod archive;
 pub mod args;
 /// `copy`.
 pub mod copy;
@@ -25,6 +26,8 @@ mod place;
 pub mod stat;
 /// `template`.
 pub mod template;
+/// `unarchive`.
+pub mod unarchive;
 
 pub use args::{Arg, FromArg};
 
@@ -35,6 +38,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &lineinfile::DEFINITION,
     &stat::DEFINITION,
     &template::DEFINITION,
+    &unarchive::DEFINITION,
 ];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).

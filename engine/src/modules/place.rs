@@ -68,6 +68,15 @@ enum Step {
     HardLink(PathBuf, PathBuf),
     Remove(PathBuf),
     Touch(PathBuf),
+    Stream(Box<dyn Stream>),
+}
+
+/// Files whose content comes piece by piece.
+pub(super) trait Stream: std::fmt::Debug + Send {
+    /// What it writes.
+    fn paths(&self) -> Vec<PathBuf>;
+    /// Writes it.
+    fn run(&self, host: &mut dyn Write) -> Result<(), Failure>;
 }
 
 impl Step {
@@ -80,18 +89,20 @@ impl Step {
             Self::HardLink(target, path) => host.hard_link(target, path),
             Self::Remove(path) => host.remove(path),
             Self::Touch(path) => host.touch(path),
+            Self::Stream(stream) => stream.run(host),
         }
     }
 
-    fn path(&self) -> &Path {
+    fn paths(&self) -> Vec<PathBuf> {
         match self {
+            Self::Stream(stream) => stream.paths(),
             Self::Mkdir(path, _)
             | Self::Write { path, .. }
             | Self::Attrs(path, _)
             | Self::Symlink(_, path)
             | Self::HardLink(_, path)
             | Self::Remove(path)
-            | Self::Touch(path) => path,
+            | Self::Touch(path) => vec![path.clone()],
         }
     }
 }
@@ -224,6 +235,22 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Plans a file whose content a [`Stream`] will bring; `after` describes it.
+    pub(super) fn expect(&mut self, path: &Path, attrs: &Attrs, after: String) -> Result<(), Failure> {
+        let before = match self.meta(path)?.filter(|m| m.kind == FileKind::File) {
+            Some(meta) => format!("{} bytes\n", meta.size),
+            None => self.describe(path)?,
+        };
+        self.host.receive(path, attrs, &mut |_| Ok(()))?;
+        self.diff(path.display().to_string(), before, after);
+        Ok(())
+    }
+
+    /// Adds what brings the content of files that were expected.
+    pub(super) fn stream(&mut self, stream: Box<dyn Stream>) {
+        self.steps.push(Step::Stream(stream));
+    }
+
     /// Makes a symbolic link, replacing a file or link.
     pub(super) fn symlink(&mut self, target: &Path, path: &Path) -> Result<(), Failure> {
         let before = self.describe(path)?;
@@ -319,7 +346,7 @@ impl Change for Steps {
     }
 
     fn paths(&self) -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> = self.steps.iter().map(|s| s.path().to_path_buf()).collect();
+        let mut paths: Vec<PathBuf> = self.steps.iter().flat_map(Step::paths).collect();
         paths.dedup();
         paths
     }
