@@ -72,7 +72,7 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let folders = Perms { mode: args.directory_mode.clone(), ..perms.clone() };
     let into = call.args.get("dest").and_then(Value::as_str).is_some_and(|d| d.ends_with('/'));
     planned(cx, || {
-        let mut planner = Planner::new(cx, call.diff);
+        let planner = Planner::new(cx, call.diff);
         let job = Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
         let put = Put { validate: args.validate.clone(), backup: args.backup, ..Put::default() };
         if let Some(value) = &args.content {

@@ -17,6 +17,9 @@ mod archive;
 pub mod args;
 /// `copy`.
 pub mod copy;
+/// `download`.
+pub mod download;
+mod fetch;
 /// `file`.
 pub mod file;
 /// `lineinfile`.
@@ -34,6 +37,7 @@ pub use args::{Arg, FromArg};
 /// Every module, in the order of the manual.
 pub const DEFINITIONS: &[&Definition] = &[
     &copy::DEFINITION,
+    &download::DEFINITION,
     &file::DEFINITION,
     &lineinfile::DEFINITION,
     &stat::DEFINITION,
