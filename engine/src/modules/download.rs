@@ -360,6 +360,10 @@ mod tests {
         assert!(failure.message.contains("broke off after 4 of 100 bytes"), "{failure}");
         let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         assert!(fails(args(&format!("http://{nobody}"))).message.contains("cannot connect"));
+        let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = plain.local_addr().unwrap();
+        thread::spawn(move || plain.incoming().for_each(drop));
+        assert!(fails(args(&format!("https://{address}"))).message.contains("GET https://"), "TLS with nobody to speak it");
         assert_eq!(fs::read_to_string(&dest).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
     }

@@ -3,7 +3,10 @@
 //! Each step is tried on the overlay as it is planned, so that a plan finds the errors that the change would meet, and later
 //! steps see what earlier ones do.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -18,6 +21,8 @@ use crate::host::{
 
 /// Beyond this, and for what is not text, a diff names size and checksum.
 const DIFF_LIMIT: usize = 512 * 1024;
+/// After this long a comparison of lines becomes a rough one.
+const DIFF_TIME: Duration = Duration::from_millis(300);
 
 /// Owner and mode as a task writes them.
 #[derive(Clone, Debug, Default)]
@@ -436,33 +441,37 @@ fn backup_name(path: &Path, host: &dyn Read) -> PathBuf {
 
 fn content_diff(path: &Path, old: Option<&[u8]>, new: &[u8], secret: bool, show: bool, link: Option<PathBuf>) -> Diff {
     let what = path.display().to_string();
-    let empty = String::new;
-    if secret {
-        let after = format!("content hidden ({} lines changed)\n", changed_lines(old.unwrap_or_default(), new));
-        return Diff { what, before: empty(), after, hidden: true };
+    let (mut before, mut after) = (String::new(), String::new());
+    if show && secret {
+        after = match changed_lines(old.unwrap_or_default(), new) {
+            Some(lines) => format!("content hidden ({lines} lines changed)\n"),
+            None => format!("content hidden ({} bytes)\n", new.len()),
+        };
+    } else if show {
+        before = match link {
+            Some(target) => format!("link to {}\n", target.display()),
+            None => old.map(shown).unwrap_or_default(),
+        };
+        after = shown(new);
     }
-    if !show {
-        return Diff { what, before: empty(), after: empty(), hidden: false };
-    }
-    let before = match link {
-        Some(target) => format!("link to {}\n", target.display()),
-        None => old.map(shown).unwrap_or_default(),
-    };
-    Diff { what, before, after: shown(new), hidden: false }
+    Diff { what, before, after, hidden: secret }
+}
+
+/// The text, where it is text and not too long.
+fn readable(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok().filter(|text| text.len() <= DIFF_LIMIT && !text.contains('\0'))
 }
 
 fn shown(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.len() <= DIFF_LIMIT && !text.contains('\0') => text.to_owned(),
-        _ => format!("{} bytes, sha256:{}\n", bytes.len(), sha256(bytes)),
-    }
+    readable(bytes).map_or_else(|| format!("{} bytes, sha256:{}\n", bytes.len(), sha256(bytes)), str::to_owned)
 }
 
-fn changed_lines(old: &[u8], new: &[u8]) -> usize {
-    let (old, new) = (String::from_utf8_lossy(old), String::from_utf8_lossy(new));
-    let diff = TextDiff::from_lines(old.as_ref(), new.as_ref());
+fn changed_lines(old: &[u8], new: &[u8]) -> Option<usize> {
+    let (old, new) = (readable(old)?, readable(new)?);
+    // Texts that have nothing in common would take long to compare exactly.
+    let diff = TextDiff::configure().timeout(DIFF_TIME).diff_lines(old, new);
     let count = |tag| diff.iter_all_changes().filter(|c| c.tag() == tag).count();
-    count(ChangeTag::Insert).max(count(ChangeTag::Delete))
+    Some(count(ChangeTag::Insert).max(count(ChangeTag::Delete)))
 }
 
 #[cfg(test)]
