@@ -42,7 +42,7 @@ impl Web {
         let mut url = self.0.clone();
         if url.password().is_some() {
             // Only URLs without a host refuse a password, and those are none of ours.
-            drop(url.set_password(Some("hidden")));
+            let _ = url.set_password(Some("hidden"));
         }
         url.to_string()
     }

@@ -333,14 +333,14 @@ impl<'a> Planner<'a> {
             outcome = outcome.with("backup_file", backup.display().to_string());
         }
         outcome.changed = true;
-        Plan::Change(Box::new(Steps { steps: self.steps, diffs: self.diffs, outcome }))
+        Plan::Change(Box::new(Steps { list: self.steps, diffs: self.diffs, outcome }))
     }
 }
 
 /// Steps that were planned.
 #[derive(Debug)]
 struct Steps {
-    steps: Vec<Step>,
+    list: Vec<Step>,
     diffs: Vec<Diff>,
     outcome: Outcome,
 }
@@ -351,13 +351,13 @@ impl Change for Steps {
     }
 
     fn paths(&self) -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> = self.steps.iter().flat_map(Step::paths).collect();
+        let mut paths: Vec<PathBuf> = self.list.iter().flat_map(Step::paths).collect();
         paths.dedup();
         paths
     }
 
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
-        for (i, step) in self.steps.iter().enumerate() {
+        for (i, step) in self.list.iter().enumerate() {
             step.run(host).map_err(|f| Failure { changed: f.changed || i > 0, ..f })?;
         }
         Ok(self.outcome)
@@ -424,7 +424,8 @@ pub(super) fn ids(host: &dyn Read, meta: &Meta) -> (Value, Value) {
 
 /// Hexadecimal text.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|half| char::from(DIGITS[usize::from(half)])).collect()
 }
 
 /// The SHA-256 of some bytes, in hexadecimal.

@@ -137,7 +137,9 @@ impl Filter {
         };
         let build = |globs: Vec<Glob>| {
             let mut set = GlobSetBuilder::new();
-            globs.into_iter().for_each(|g| drop(set.add(g)));
+            for glob in globs {
+                set.add(glob);
+            }
             set.build().map_err(|e| Failure::new(format!("the patterns cannot be used: {e}")))
         };
         let include = args.include.iter().map(|p| Ok((p.clone(), build(vec![one("include", p)?])?)));
