@@ -10,5 +10,13 @@ pub mod host;
 pub mod modules;
 /// YAML trees with places.
 pub mod node;
+/// Hosts: sources, groups, patterns.
+pub mod inventory;
+/// The language.
+pub mod playbook;
+/// Expressions and templates.
+pub mod template;
+/// Variables.
+pub mod vars;
 /// The YAML reader.
 pub mod yaml;

@@ -274,6 +274,52 @@ pub mod base64_bytes {
     }
 }
 
+/// Arguments that Ansible's modules have and ours lack, with what to write instead.
+const EQUIVALENTS: &[(&str, &str)] = &[
+    ("unsafe_writes", "leave it out: files are always replaced atomically"),
+    ("decrypt", "leave it out: files are taken as they are"),
+    ("local_follow", "leave it out: links in a source folder are copied as what they point to"),
+    ("extra_opts", "use strip_components, include or exclude"),
+    ("keep_newer", "leave it out: files that differ from the archive are replaced"),
+    ("sha256sum", "use checksum: sha256:HEX"),
+    ("tmp_dest", "leave it out: the temporary file is always beside its destination"),
+    ("get_mime", "leave it out: the type of the content is not looked at"),
+    ("get_attributes", "leave it out: attributes of lsattr are not looked at"),
+    ("attributes", "attributes of chattr are not handled: use a command"),
+    ("attr", "attributes of chattr are not handled: use a command"),
+    ("selevel", "SELinux contexts are not handled: use a command"),
+    ("serole", "SELinux contexts are not handled: use a command"),
+    ("setype", "SELinux contexts are not handled: use a command"),
+    ("seuser", "SELinux contexts are not handled: use a command"),
+    ("validate_certs", "leave it out: certificates are always verified; name those of your own CA in ca_path"),
+    ("variable_start_string", "leave it out: templates are Jinja or Tera with their usual delimiters"),
+    ("trim_blocks", "leave it out: .j2 templates have it on, .tera templates trim with {%-"),
+    ("executable", "`executable` belongs to the shell module"),
+    ("expand_argument_vars", "arguments are passed as they are; `shell` expands"),
+    ("warn", "leave it out: there are no such warnings"),
+    ("argv", "`argv` belongs to the command module"),
+    ("password_lock", "give `password: \"!\"` to lock it"),
+    ("generate_ssh_key", "run ssh-keygen by the command module, with `creates`"),
+    ("move_home", "move the folder by a command; `home` only changes the entry"),
+    ("non_unique", "two users with one number are not supported"),
+    ("use", "leave it out: the way is found by itself"),
+    ("daemon_reexec", "run `systemctl daemon-reexec` by the command module"),
+    ("scope", "only the system's units are handled"),
+    ("sleep", "leave it out: a restart waits for the unit"),
+    ("pattern", "leave it out: systemd knows the state"),
+    ("upgrade", "upgrade the whole system by a command: `apt-get -y dist-upgrade`"),
+    ("autoremove", "run `apt-get -y autoremove` by the command module"),
+    ("force_apt_get", "apt-get is what runs: leave it out"),
+    ("dpkg_options", "changed configuration files are kept: leave it out"),
+    ("repo", "a line `deb URI SUITE COMPONENTS` is written as uris, suites and components"),
+    ("filename", "`name` is the file's name"),
+    ("unix_socket", "requests through a socket are not supported"),
+    ("force_basic_auth", "user and password are always sent: leave it out"),
+    ("http_agent", "give `headers: {User-Agent: …}`"),
+    ("active_connection_states", "connections are not counted here: leave it out"),
+    ("exclude_hosts", "connections are not counted here: leave it out"),
+];
+
 /// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers. An argument `*` in
 /// the declaration takes any name (`set_fact`).
 pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failure> {
@@ -283,6 +329,9 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
             let failure = Failure::new(format!("unknown argument '{name}'"));
+            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
+                return Err(failure.hint(*hint));
+            }
             return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
                 Some(hint) => failure.hint(hint),
                 None => failure,
@@ -457,6 +506,7 @@ mod tests {
         assert!(error(json!({"dest": "/x", "state": "presnt"})).message.contains("did you mean 'present'"));
         assert!(error(json!({"dest": "/x", "mode": 644})).message.contains("\"0644\""));
         assert!(error(json!({"dest": "/x\u{0}"})).message.contains("NUL"));
+        assert!(error(json!({"dest": "/x", "unsafe_writes": true})).hint.unwrap().contains("atomically"));
         assert_eq!(ARGS.iter().map(|a| a.name).collect::<Vec<_>>(), ["dest", "backup", "state", "mode", "type"]);
         assert_eq!(ARGS[0].doc.trim(), "Where.");
     }

@@ -106,14 +106,7 @@ impl Asked {
 }
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("upgrade", "upgrade the whole system by a command: `apt-get -y dist-upgrade`"),
-        ("autoremove", "run `apt-get -y autoremove` by the command module"),
-        ("use", "apt is the only one: leave `use` out"),
-        ("force", "give `allow_downgrade` or `allow_change_held_packages`"),
-        ("force_apt_get", "apt-get is what runs: leave it out"),
-        ("dpkg_options", "changed configuration files are kept: leave it out"),
-    ];
+    let hints = [("force", "give `allow_downgrade` or `allow_change_held_packages`")];
     let args = hinted(Args::parse(&inv.args), &hints)?;
     check_family(cx)?;
     let asked: Vec<Asked> = args.name.iter().map(|name| Asked::parse(name)).collect::<Result<_, _>>()?;

@@ -61,8 +61,6 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let hints = [
-        ("repo", "a line `deb URI SUITE COMPONENTS` is written as uris, suites and components"),
-        ("filename", "`name` is the file's name"),
         ("mode", "the file is readable by all: leave it out"),
         ("validate_certs", "put it in a file in /etc/apt/apt.conf.d"),
     ];

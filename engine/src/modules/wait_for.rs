@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{hinted, text},
+    steps::{text},
 };
 use crate::{
     args, choice,
@@ -77,14 +77,10 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("active_connection_states", "connections are not counted here: leave it out"),
-        ("exclude_hosts", "connections are not counted here: leave it out"),
-    ];
     if inv.args.get("state").and_then(Value::as_str) == Some("drained") {
         return Err(Failure::new("argument 'state': 'drained' is not supported").hint("wait for 'stopped'"));
     }
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     match (args.port, &args.path) {
         (Some(_), Some(_)) => return Err(Failure::new("'port' and 'path' exclude each other").hint("write two tasks")),
         (None, None) if args.search_regex.is_some() => {

@@ -1,0 +1,1 @@
+//! Hosts, groups and their variables: from files and clouds to what a play can address.

@@ -1,0 +1,137 @@
+//! Variables: where each came from, which one wins, and the scope that expressions see.
+//!
+//! Precedence is Ansible's for the layers that exist here; [`Layer`]'s order is that table. Values stay unrendered until
+//! an expression asks for them.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{diag::Span, node::Node};
+
+/// Where a variable comes from, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layer {
+    /// `roles/NAME/defaults`.
+    RoleDefaults,
+    /// `vars:` of a group in an inventory source; what a cloud says of an instance.
+    InventoryGroup,
+    /// `group_vars/all` beside the inventory.
+    InventoryAllVars,
+    /// `group_vars/all` beside the playbook.
+    PlaybookAllVars,
+    /// `group_vars/GROUP` beside the inventory.
+    InventoryGroupVars,
+    /// `group_vars/GROUP` beside the playbook.
+    PlaybookGroupVars,
+    /// Variables of a host in an inventory source.
+    InventoryHost,
+    /// `host_vars/HOST` beside the inventory.
+    InventoryHostVars,
+    /// `host_vars/HOST` beside the playbook.
+    PlaybookHostVars,
+    /// Facts.
+    Facts,
+    /// `vars:` of the play.
+    Play,
+    /// `vars_files:` of the play.
+    VarsFiles,
+    /// `roles/NAME/vars`.
+    RoleVars,
+    /// `vars:` of a block.
+    Block,
+    /// `vars:` of a task.
+    Task,
+    /// `set_fact` and `register`.
+    Registered,
+    /// Parameters given where the role is named.
+    RoleParams,
+    /// `vars:` of an include.
+    IncludeParams,
+    /// `-e`.
+    Extra,
+    /// Names that the run itself gives: `inventory_hostname`, `groups`, `hostvars`, loop variables.
+    Magic,
+}
+
+/// A value, rendered or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Binding {
+    /// Written by a person: expressions in it are rendered when it is used.
+    Raw(Arc<Node>),
+    /// Data (facts, results, tags, file contents): never rendered.
+    Data(Arc<Value>),
+    /// Not known in this check: it depends on something that was not done. The text says on what.
+    Unknown(String),
+}
+
+/// A variable with its history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Var {
+    /// The value.
+    pub binding: Binding,
+    /// Where it stands.
+    pub origin: Span,
+    /// Its layer.
+    pub layer: Layer,
+}
+
+impl Var {
+    /// A variable that a person wrote.
+    pub fn raw(node: Node, layer: Layer) -> Self {
+        Self { origin: node.span, binding: Binding::Raw(Arc::new(node)), layer }
+    }
+
+    /// A variable that is data.
+    pub fn data(value: Value, layer: Layer) -> Self {
+        Self { origin: Span::NONE, binding: Binding::Data(Arc::new(value)), layer }
+    }
+}
+
+/// Variables by name, in order.
+pub type Vars = IndexMap<String, Var>;
+
+/// What an expression can see: layers of variables, the last one wins. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    layers: Vec<Arc<Vars>>,
+}
+
+impl Scope {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One layer.
+    pub fn of(vars: impl Into<Arc<Vars>>) -> Self {
+        Self { layers: vec![vars.into()] }
+    }
+
+    /// This scope with one more layer on top.
+    pub fn with(&self, vars: impl Into<Arc<Vars>>) -> Self {
+        let mut layers = self.layers.clone();
+        layers.push(vars.into());
+        Self { layers }
+    }
+
+    /// The variable that wins.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.layers.iter().rev().find_map(|layer| layer.get(name))
+    }
+
+    /// All variables of a name, the winner first: for `--explain`.
+    pub fn history<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Var> {
+        self.layers.iter().rev().filter_map(move |layer| layer.get(name))
+    }
+
+    /// All names, each once, strongest layer first.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let mut seen = std::collections::HashSet::new();
+        self.layers.iter().rev().flat_map(|l| l.keys()).map(String::as_str).filter(move |n| seen.insert(*n))
+    }
+}
