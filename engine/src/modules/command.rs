@@ -69,7 +69,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }
         (None, _) => args.argv,
     };
-    if argv.first().is_none_or(|program| program.is_empty()) {
+    if argv.first().is_none_or(String::is_empty) {
         return Err(Failure::new("no command given").hint("write `command: PROGRAM ARGUMENTS`, or argv: [PROGRAM, …]"));
     }
     let operator = |word: &&String| ["|", ">", ">>", "<", "&&", "||", ";", "&"].contains(&word.as_str());

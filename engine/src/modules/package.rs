@@ -38,7 +38,7 @@ args! {
         /// Install recommended packages too; without it apt's own setting holds.
         install_recommends ["install-recommends"]: Option<bool>;
         /// How many seconds to wait for other programs that hold apt's or dpkg's lock.
-        lock_timeout []: Duration = Duration::from_secs(60);
+        lock_timeout []: Duration = Duration::from_mins(1);
         /// With `absent`: remove configuration files too.
         purge []: bool = false;
         /// Allow an older version than the installed one.

@@ -322,7 +322,7 @@ fn assemble(
         steps.diffs.insert(0, Diff { what, before: found.before, after, hidden: false });
     }
     steps.finish = Some(numbers);
-    Ok(if steps.steps.is_empty() { Plan::Unchanged(outcome) } else { steps.into_plan() })
+    Ok(if steps.list.is_empty() { Plan::Unchanged(outcome) } else { steps.into_plan() })
 }
 
 /// The numbers that a new user has got.

@@ -38,7 +38,7 @@ args! {
         /// A regular expression that must stand in the file, or in what the port says first.
         search_regex []: Option<regex::Regex>;
         /// How long to wait in all, in seconds.
-        timeout []: Duration = Duration::from_secs(300);
+        timeout []: Duration = Duration::from_mins(5);
         /// How long to wait before the first look, in seconds.
         delay []: Duration = Duration::ZERO;
         /// The pause between two looks, in seconds.
@@ -93,10 +93,11 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         _ => {}
     }
     // A first look here lets check mode say "ok" where it is so.
-    if args.delay.is_zero() && (args.port.is_some() || args.path.is_some()) {
-        if let Seen::Yes(groups) = look(&args, cx.host, args.connect_timeout)? {
-            return Ok(Plan::Unchanged(outcome(&args, groups, Duration::ZERO)));
-        }
+    if args.delay.is_zero()
+        && (args.port.is_some() || args.path.is_some())
+        && let Seen::Yes(groups) = look(&args, cx.host, args.connect_timeout.min(args.timeout))?
+    {
+        return Ok(Plan::Unchanged(outcome(&args, groups, Duration::ZERO)));
     }
     Ok(Plan::Change(Box::new(Wait(args))))
 }
@@ -224,7 +225,7 @@ fn port_answers(args: &Args, port: u16, connect: Duration) -> Result<Vec<Option<
     Err(why)
 }
 
-/// Addresses without NSS: a literal, or a line of /etc/hosts; other names through the resolver.
+/// Literal addresses never reach the resolver.
 fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse() {
         return Ok(vec![SocketAddr::new(ip, port)]);
