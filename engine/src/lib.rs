@@ -14,6 +14,10 @@ pub mod node;
 pub mod inventory;
 /// The language.
 pub mod playbook;
+/// The project file.
+pub mod project;
+/// The roles that come with the program.
+pub mod roles;
 /// Expressions and templates.
 pub mod template;
 /// Variables.
