@@ -283,8 +283,8 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
             let failure = Failure::new(format!("unknown argument '{name}'"));
-            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
-                return Err(failure.hint(*hint));
+            if let Some(hint) = equivalent(name) {
+                return Err(failure.hint(hint));
             }
             return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
                 Some(hint) => failure.hint(hint),
@@ -293,6 +293,11 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
         }
     }
     Ok(())
+}
+
+/// What to write instead of an argument that Ansible's modules have and ours lack.
+pub fn equivalent(name: &str) -> Option<&'static str> {
+    EQUIVALENTS.iter().find(|(known, _)| *known == name).map(|(_, hint)| *hint)
 }
 
 /// Arguments that Ansible's modules have and ours lack, with what to write instead.
