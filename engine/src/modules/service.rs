@@ -4,7 +4,7 @@ use std::{path::Path, thread, time::Duration};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{hinted, run, text},
+    steps::{run, text},
 };
 use crate::{
     args, choice,
@@ -64,14 +64,7 @@ const FOLDERS: &[&str] = &[
 ];
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("daemon_reexec", "run `systemctl daemon-reexec` by the command module"),
-        ("scope", "only the system's units are handled"),
-        ("use", "systemd is the only one: leave `use` out"),
-        ("sleep", "leave it out: a restart waits for the unit"),
-        ("pattern", "leave it out: systemd knows the state"),
-    ];
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     let Some(name) = &args.name else {
         if !args.daemon_reload || args.state.is_some() || args.enabled.is_some() || args.masked.is_some() {
             return Err(Failure::new("argument 'name' is missing").hint("only `daemon_reload` works without it"));
