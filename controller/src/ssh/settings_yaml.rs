@@ -117,6 +117,19 @@ mod tests {
         assert_eq!((settings.keepalive.as_secs(), settings.console_wait.as_secs()), (0, 60));
     }
 
+    /// The first block of `docs/ssh.md` claims to show the defaults.
+    #[test]
+    fn the_manual_shows_the_defaults() {
+        let manual = include_str!("../../../docs/ssh.md");
+        let block = manual.split("```yaml\nssh:\n").nth(1).and_then(|rest| rest.split("```").next());
+        let (shown, errors) = overlaid(block.expect("a block of settings"));
+        assert!(errors.is_empty(), "{errors:?}");
+        let defaults = Settings { kex: shown.kex.clone(), ..Settings::for_user("/home/me", "/state", "me") };
+        assert_eq!(format!("{shown:?}"), format!("{defaults:?}"));
+        assert_eq!(shown.connect_timeout, defaults.connect_timeout);
+        assert_eq!((shown.keepalive, shown.console_wait), (defaults.keepalive, defaults.console_wait));
+    }
+
     #[test]
     fn what_is_wrong_is_told_with_its_place() {
         for (text, part) in [
