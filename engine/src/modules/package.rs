@@ -350,7 +350,7 @@ mod tests {
     use super::*;
     use crate::modules::fake::{Fake, converges, go, plan};
 
-    const CALL: &str = "apt-get -q -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
+    const CALL: &str = "apt-get -q -y -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
 
     /// A host whose index is fresh.
     fn fresh() -> Fake {
