@@ -259,10 +259,11 @@ impl State<'_> {
             let arg = definition.args.iter().find(|a| a.name == key.name || a.aliases.contains(&key.name.as_str()));
             let Some(arg) = arg else {
                 meant.extend(crate::diag::nearest(&key.name, definition.args.iter().map(|a| a.name)));
-                self.out.push(
-                    Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name))
-                        .nearest(&key.name, definition.args.iter().map(|a| a.name)),
-                );
+                let unknown = Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name));
+                self.out.push(match modules::args::equivalent(&key.name) {
+                    Some(hint) => unknown.hint(hint),
+                    None => unknown.nearest(&key.name, definition.args.iter().map(|a| a.name)),
+                });
                 continue;
             };
             if let Some((_, first)) = given.iter().find(|(name, _)| *name == arg.name) {
