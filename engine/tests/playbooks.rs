@@ -1,5 +1,7 @@
 //! Whole playbooks: what good ones mean, and what bad ones are told.
 
+#![allow(clippy::unwrap_used, clippy::needless_for_each)]
+
 use std::{
     fmt::Write as _,
     path::Path,
