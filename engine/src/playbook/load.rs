@@ -217,7 +217,7 @@ impl<'a> State<'a> {
         }
         let what = if given.is_dir() { "is a folder, not a playbook" } else { "does not exist" };
         if let Some(dir) = given.parent() {
-            known.extend(self.siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
+            known.extend(Self::siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
         }
         let wrong = Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()));
         Err(hint_file(wrong, &given.to_string_lossy(), &known))
@@ -226,7 +226,7 @@ impl<'a> State<'a> {
     /// Reads a playbook's plays. `open` are the playbooks being read.
     fn playbook(&mut self, path: &Path, used: Span, open: &mut Vec<PathBuf>) {
         if open.iter().any(|p| p == path) {
-            let chain: Vec<String> = open.iter().map(|p| p.as_path()).chain([path]).map(|p| p.display().to_string()).collect();
+            let chain: Vec<String> = open.iter().map(std::path::PathBuf::as_path).chain([path]).map(|p| p.display().to_string()).collect();
             self.out.push(Diagnostic::error(used, format!("playbooks import each other: {}", chain.join(" -> "))));
             return;
         }
@@ -270,7 +270,7 @@ impl<'a> State<'a> {
         let path = shown(&from.parent().unwrap_or(Path::new("")).join(&name));
         if !self.tree.is_file(&path) {
             let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-            let near = self.siblings(&dir);
+            let near = Self::siblings(&dir);
             let wrong = Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()));
             self.out.push(hint_file(wrong, &name, &near));
             return;
@@ -294,7 +294,7 @@ impl<'a> State<'a> {
     }
 
     /// YAML files beside a path, for suggestions.
-    pub(super) fn siblings(&self, dir: &Path) -> Vec<String> {
+    pub(super) fn siblings(dir: &Path) -> Vec<String> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         std::fs::read_dir(dir)
             .map(|entries| {

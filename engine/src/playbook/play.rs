@@ -52,7 +52,7 @@ impl State<'_> {
             role: None,
             handlers: false,
             files: vec![path.to_path_buf()],
-            defaulted: self.defaulted(node),
+            defaulted: Self::defaulted(node),
         };
         play.pre_tasks = self.section(node, "pre_tasks", &cx);
         let mut tasks = self.play_roles(node, &cx);
@@ -204,7 +204,7 @@ impl State<'_> {
             }
             let paths: Vec<_> = names.iter().map(|n| super::files::shown(&dir.join(n))).collect();
             let Some(path) = paths.iter().find(|p| self.tree.is_file(p)) else {
-                let near = paths[0].parent().map(|d| self.siblings(d)).unwrap_or_default();
+                let near = paths[0].parent().map(Self::siblings).unwrap_or_default();
                 let base = paths[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
                 let wrong = Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")));
