@@ -558,3 +558,59 @@ fn a_role_sees_the_variables_of_those_that_need_it_and_of_what_it_needs() {
     let rollcall_engine::vars::Binding::Raw(own) = &top.vars["own"].binding else { panic!("raw") };
     assert_eq!(own.to_value(), 3);
 }
+
+#[test]
+fn the_manual_knows_every_keyword_where_it_stands() {
+    use rollcall_engine::playbook::{On, Status, keywords};
+    let manual = std::fs::read_to_string("../docs/playbooks.md").unwrap();
+    let place = |on: &On| match on {
+        On::Play => "play",
+        On::ImportPlaybook => "import_playbook",
+        On::Role => "role entry",
+        On::Block => "block",
+        On::Task => "task",
+        On::Include => "include",
+        On::Handler => "handler",
+        On::LoopControl => "loop_control",
+    };
+    let rows: Vec<&str> = manual.lines().filter(|l| l.starts_with("| `")).collect();
+    for keyword in keywords() {
+        let places: Vec<&str> = keyword.on.iter().map(place).collect();
+        let row = format!("| `{}` | {} | {} |", keyword.name, places.join(", "), keyword.doc.replace('|', "\\|"));
+        assert!(rows.contains(&row.as_str()), "docs/playbooks.md lacks this row:\n{row}");
+    }
+    // And it names no keyword that is gone; the first table is about actions.
+    let known = |row: &str| keywords().iter().any(|k| row.starts_with(&format!("| `{}` | ", k.name)));
+    let of_keywords = rows.iter().filter(|r| r.matches(" | ").count() == 2);
+    for row in of_keywords {
+        assert!(known(row), "docs/playbooks.md names a keyword that is not taken: {row}");
+    }
+    assert!(keywords().iter().any(|k| matches!(k.status, Status::NotYet(_))));
+}
+
+#[test]
+fn the_examples_of_the_manual_are_read() {
+    let manual = std::fs::read_to_string("../docs/playbooks.md").unwrap();
+    let example = manual.split("```yaml\n").nth(1).and_then(|t| t.split("```").next()).unwrap();
+    let roles = [("roles/common/tasks/main.yml", "[]\n"), ("roles/web/defaults/main.yml", "http_port: 80\n")];
+    taken(example, &roles);
+    let manual = std::fs::read_to_string("../docs/roles.md").unwrap();
+    let blocks: Vec<&str> = manual.split("```yaml\n").skip(1).filter_map(|t| t.split("```").next()).collect();
+    let [usage, meta, specs] = blocks[..] else { panic!("three examples: {blocks:?}") };
+    taken(
+        usage,
+        &[
+            ("roles/common/tasks/main.yml", "[]\n"),
+            ("roles/web/meta/main.yml", &meta.replace("- common", "- again")),
+            ("roles/web/meta/argument_specs.yml", specs),
+            ("roles/again/tasks/main.yml", "[]\n"),
+            ("roles/users/tasks/main.yml", "[]\n"),
+        ],
+    );
+    let manual = std::fs::read_to_string("../docs/project.md").unwrap();
+    let example = manual.split("```yaml\n").nth(1).and_then(|t| t.split("```").next()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("rollcall.yaml"), example).unwrap();
+    let project = Project::find(&Sources::default(), dir.path()).unwrap();
+    assert_eq!((project.forks, project.ssh.kex.len(), project.roles.len()), (Some(50), 2, 2));
+}
