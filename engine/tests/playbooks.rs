@@ -509,6 +509,31 @@ fn names_may_be_made_of_extra_variables() {
 }
 
 #[test]
+fn variables_of_an_import_win_and_are_known_in_its_plays() {
+    let (loaded, _dir) = taken(
+        "- hosts: all\n  vars: {inner: wrong}\n- import_playbook: '{{ \"mid\" }}.yaml'\n  vars: {which: outer}\n",
+        &[
+            ("mid.yaml", "- import_playbook: last.yaml\n  vars: {which: inner, size: 1}\n"),
+            ("last.yaml", "- hosts: all\n  vars: {which: own}\n  tasks: [{import_tasks: '{{ which }}.yaml'}]\n"),
+            ("outer.yaml", "- {name: outer, debug: {msg: x}}\n"),
+        ],
+    );
+    assert_eq!(names(&loaded.bundle), ["outer"]);
+    assert_eq!(loaded.bundle.plays[1].vars.keys().collect::<Vec<_>>(), ["which", "size"]);
+}
+
+#[test]
+fn imports_that_double_at_each_level_are_stopped() {
+    let files: Vec<(String, String)> = (0..30)
+        .map(|n| (format!("f{n}.yaml"), format!("- import_tasks: f{0}.yaml\n- import_tasks: f{0}.yaml\n", n + 1)))
+        .chain([("f30.yaml".into(), "[]\n".into())])
+        .collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let (_, loaded, _dir) = written("- hosts: all\n  tasks: [{import_tasks: f0.yaml}]\n", &files);
+    assert!(loaded.unwrap_err().0[0].message.contains("unfold to more than"));
+}
+
+#[test]
 fn warnings_do_not_stop() {
     let (loaded, _dir) = taken(
         "- hosts: all\n  strategy: linear\n  collections: [a.b]\n  tasks:\n    - debug: {msg: x}\n      when: \"{{ x is defined }}\"\n      ignore_unreachable: true\n",

@@ -121,6 +121,9 @@ impl State<'_> {
             self.out.push(Diagnostic::error(used, "imports are nested more than 64 levels deep"));
             return Vec::new();
         }
+        if !self.unfolds(used) {
+            return Vec::new();
+        }
         self.task_files.insert(path.to_path_buf());
         let Some(tree) = self.yaml(path, used) else { return Vec::new() };
         if let Kind::List(entries) = &tree.kind

@@ -90,7 +90,8 @@ impl State<'_> {
         self.check_text(hosts);
         let joined = patterns.join(",");
         let name = present(node, "name").and_then(|n| self.told(n.scalar_text())).unwrap_or_else(|| joined.clone());
-        let play_vars = present(node, "vars").map(|n| self.vars(n, Layer::Play)).unwrap_or_default();
+        let mut play_vars = present(node, "vars").map(|n| self.vars(n, Layer::Play)).unwrap_or_default();
+        play_vars.extend(self.given.clone());
         self.known = Scope::of(play_vars.clone()).with(self.loader.extra.clone());
         self.strategy(node);
         let flag = |state: &mut Self, key: &str, default: bool| {
