@@ -639,3 +639,15 @@ fn the_examples_of_the_manual_are_read() {
     let project = Project::find(&Sources::default(), dir.path()).unwrap();
     assert_eq!((project.forks, project.ssh.kex.len(), project.roles.len()), (Some(50), 2, 2));
 }
+
+#[test]
+fn strange_values_come_through_unchanged() {
+    let strange = format!("\u{0}$(id) `id` ; ' \" \\ ä 漢 \u{1f600}{}", "x".repeat(1 << 20));
+    let playbook = serde_json::json!([{"hosts": "all", "tasks": [{"copy": {"content": strange, "dest": "/a b;c"}}]}]).to_string();
+    let (loaded, _dir) = taken(&playbook, &[]);
+    let Item::Task(task) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
+    let Action::Module { args, .. } = &task.action else { panic!("a module") };
+    assert_eq!(args.to_value(), serde_json::json!({"content": strange, "dest": "/a b;c"}));
+    let travelled: Bundle = serde_json::from_slice(&serde_json::to_vec(&loaded.bundle).unwrap()).unwrap();
+    assert_eq!(format!("{:?}", travelled.plays), format!("{:?}", loaded.bundle.plays));
+}
