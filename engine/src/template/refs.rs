@@ -117,6 +117,7 @@ impl Analysis {
 
 /// Analyses an expression.
 pub(super) fn expression(text: &str) -> Result<Analysis, Error> {
+    super::limits::expression(text)?;
     let expr = parse_expr(text)?;
     let mut walker = Walker::default();
     walker.expr(&expr);
@@ -125,6 +126,7 @@ pub(super) fn expression(text: &str) -> Result<Analysis, Error> {
 
 /// Analyses a template, or text with expressions in it.
 pub(super) fn template(text: &str) -> Result<Analysis, Error> {
+    super::limits::template(text)?;
     let statement = parse(text, "text", super::env::syntax())?;
     let mut walker = Walker::default();
     walker.stmt(&statement);

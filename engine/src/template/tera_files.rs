@@ -10,8 +10,9 @@ use tera::{Context, ErrorKind, Kwargs, State, Tera};
 use super::{
     EvalError, Loader, References, Rendered, TemplateSource,
     filters::{self, Args},
+    limits,
     session::{Failed, Session},
-    to_json,
+    values,
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest},
@@ -86,6 +87,9 @@ impl<'a> Set<'a> {
     fn read(main: &'a TemplateSource<'a>, loader: Loader<'_>) -> Result<Self, Diagnostic> {
         let mut set = Self { tera: base().clone(), files: HashMap::new(), main };
         loop {
+            for (file, text) in set.files.values().map(|(f, t)| (*f, t.as_str())).chain([(main.file, main.text)]) {
+                limits::tera(text).map_err(|message| Diagnostic::error(Span::whole(file), message))?;
+            }
             let texts: Vec<(&str, &str)> = set
                 .files
                 .iter()
@@ -202,7 +206,10 @@ pub(super) fn render(
         for name in set.names().map_err(|e| session.fail(e))? {
             match session.lookup(&name) {
                 Some(value) => {
-                    let value = to_json(session, &value, set.place(&name))?;
+                    let value = values::to_json(&value).map_err(|e| {
+                        let message = e.detail().unwrap_or("a part of this value is undefined");
+                        session.fail(Diagnostic::error(set.place(&name), format!("'{name}': {message}")))
+                    })?;
                     context.insert(name, &value);
                 }
                 None => missing.push(name),
