@@ -16,7 +16,7 @@ mod own;
 mod tests;
 
 /// Instructions that one evaluation may take: stops endless loops within a second or so.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 5_000_000;
 /// Macros and includes inside of each other.
 const RECURSION: usize = 60;
 /// Compiled expressions that are kept.

@@ -263,9 +263,10 @@ pub(super) fn bare_undefined(session: &Arc<Session>, origin: &Origin<'_>) -> Fai
     let found = undefined(session, origin, &(0..origin.source.len()));
     let found = found.unwrap_or_else(|| {
         let error = origin.finding(0, format!("'{}' has no value (undefined)", origin.source.trim()));
-        match origin.source.contains(" if ") && !origin.source.contains(" else ") {
-            true => error.hint("an 'if' inside of an expression needs an 'else'"),
-            false => error,
+        if origin.source.contains(" if ") && !origin.source.contains(" else ") {
+            error.hint("an 'if' inside of an expression needs an 'else'")
+        } else {
+            error
         }
     });
     session.fail(found)
@@ -335,9 +336,10 @@ fn missing_key(origin: &Origin<'_>, chain: &Chain, path: &str, key: &Value, hold
         ValueKind::Map => {
             let keys: Vec<String> =
                 holder.try_iter().map(|keys| keys.map(|k| k.to_string()).collect()).unwrap_or_default();
-            match keys.is_empty() {
-                true => Some(format!("'{path}' is an empty mapping")),
-                false => suggest(&key.to_string(), keys.iter().map(String::as_str)),
+            if keys.is_empty() {
+                Some(format!("'{path}' is an empty mapping"))
+            } else {
+                suggest(&key.to_string(), keys.iter().map(String::as_str))
             }
         }
         ValueKind::Seq => Some(format!("'{path}' is a list of {}", holder.len().unwrap_or(0))),
