@@ -46,8 +46,11 @@ const OWN: &[Own] = &[
     (&["abs"], &[], |v, _| text(v).map(|path| path.starts_with('/'))),
 ];
 
+/// A name and its question.
+type Simple = (&'static str, fn(&Value) -> bool);
+
 /// Tests of minijinja with one value and no argument.
-const SIMPLE: &[(&str, fn(&Value) -> bool)] = &[
+const SIMPLE: &[Simple] = &[
     ("none", builtin::is_none),
     ("boolean", builtin::is_boolean),
     ("number", builtin::is_number),
