@@ -201,7 +201,7 @@ fn file(path: &Path, options: &Options, out: &mut Diagnostics) -> Result<Option<
         None if named_ec2 => {}
         None => return Ok(Some(Step::Static(path.to_path_buf(), node))),
     }
-    let scope = crate::vars::Scope::of(options.extra.clone());
+    let scope = crate::vars::Scope::of(options.extra.clone()).with_lookups(super::host_vars::lookups());
     match aws_ec2::Config::read(&node, &scope) {
         Ok((config, warnings)) => {
             out.0.extend(warnings);
