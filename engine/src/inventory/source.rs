@@ -18,9 +18,8 @@ use crate::{
 };
 
 const IGNORED_NAMES: [&str; 3] = ["group_vars", "host_vars", "vars_plugins"];
-const IGNORED_ENDS: [&str; 13] = [
-    ".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry", ".toml",
-];
+const IGNORED_ENDS: [&str; 12] =
+    [".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry"];
 const MAX_DEPTH: usize = 16;
 
 /// What is to be added, in order.
