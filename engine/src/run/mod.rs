@@ -109,6 +109,8 @@ struct State {
     include_params: Vec<Arc<Vars>>,
     /// What a rescue sees.
     failure: Option<Arc<Vars>>,
+    /// Blocks with a rescue around the task: its failure is taken over.
+    rescues: usize,
     /// Handlers that this run notified, by task id; the tasks that did so.
     notified: HashMap<u32, Vec<u32>>,
     /// The play being carried out, with its batch.
@@ -178,7 +180,10 @@ impl<'a> Runner<'a> {
     }
 
     fn block(&mut self, play: &Play, block: &Block) -> Flow {
+        let rescued = usize::from(!block.rescue.is_empty());
+        self.state.rescues += rescued;
         let mut flow = self.items(play, &block.block);
+        self.state.rescues -= rescued;
         if let Flow::Failed(failed) = &flow
             && !block.rescue.is_empty()
         {

@@ -162,6 +162,7 @@ impl Runner<'_> {
         let failed = told.status == Status::Failed;
         told.ignored = failed && self.ignores(task, scope);
         let ignored = told.ignored;
+        told.rescued = failed && !ignored && self.state.rescues > 0;
         let name = told.name.clone();
         self.end(task.id, told);
         if !failed || ignored {
