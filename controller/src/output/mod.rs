@@ -20,6 +20,8 @@ pub(crate) struct Look {
     pub(crate) verbose: u8,
     /// `-q`.
     pub(crate) quiet: bool,
+    /// `--diff`: modules tell differences in any case, JSON lines carry them always.
+    pub(crate) diff: bool,
 }
 
 /// The consumers that fit the surroundings.

@@ -57,7 +57,7 @@ impl<W: Write> Plain<W> {
             let text = self.style.changed(&format!("    warning: {warning}"));
             self.line(&text);
         }
-        for one in &result.diffs {
+        for one in result.diffs.iter().filter(|_| self.look.diff) {
             let text = diff::render(one, self.style);
             let _ = write!(self.out, "{text}");
         }

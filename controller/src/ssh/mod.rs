@@ -44,3 +44,13 @@ pub use push::{AgentError, start_agent_with};
 pub use settings::{HostKeyPolicy, Secret, Settings, Target, TargetSpec, ask_on_terminal};
 pub use sudo::Elevation;
 pub use transport::Transport;
+#[cfg(test)]
+pub use {
+    agents::AgentBinary,
+    channel::Exit,
+    error::{SshError, Stage},
+    jumps::Hop,
+    push::{RunningAgent, start_agent},
+    sudo::SudoError,
+    transport::Session,
+};

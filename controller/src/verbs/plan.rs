@@ -9,6 +9,7 @@ use crate::{exit::Exit, options::Show};
 /// The same as `run --check --diff`. What depends on something that a plan does not do (a command, a download) is told
 /// as `may do`.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "PlanArgs")]
 pub(crate) struct Args {
     #[command(flatten)]
     run: super::run::Args,

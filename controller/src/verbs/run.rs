@@ -107,7 +107,7 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
             context::eprint_line(&format!("role {}: {whose} ({})", role.name, role.path.display()));
         }
     }
-    let look = Look { json: args.json, verbose: show.verbose, quiet: show.quiet };
+    let look = Look { json: args.json, verbose: show.verbose, quiet: show.quiet, diff: args.diff };
     let sinks = output::sinks(&look, &context.sources);
     let prepared = prepare(&context, &inventory, loaded, play_hosts, &args)?;
     carry_out(prepared, sinks).await

@@ -1,0 +1,170 @@
+//! The README and the manual are true: their commands are run as a newcomer runs them, in a fresh copy of what is committed
+//! with an empty home folder, and end in a real Consul cluster. Runs last, it needs the shipped programs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rollcall_tests::markdown::{Block, Place, blocks};
+use rollcall_tests::{Lab, Running, Said, root, run};
+
+/// From nothing, with the builds of the shipped programs and of Consul.
+const LIMIT: Duration = Duration::from_mins(45);
+
+/// A newcomer: a clone, a home folder, and the names under which the demo does not meet another one on this machine.
+struct Newcomer {
+    dir: tempfile::TempDir,
+    lab: Lab,
+    port: u16,
+}
+
+impl Newcomer {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let newcomer = Self { dir, lab: Lab { name: format!("{}-demo", Lab::shared().name) }, port };
+        std::fs::create_dir(newcomer.home()).expect("a folder");
+        // What git knows of, as it lies here: a file that somebody forgot to add is missing here, too.
+        let list = run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
+        for file in list.out.split('\0').filter(|file| !file.is_empty()) {
+            let (from, to) = (root().join(file), newcomer.clone().join(file));
+            std::fs::create_dir_all(to.parent().expect("it lies in the clone")).expect("a folder");
+            if from.exists() {
+                std::fs::copy(&from, &to).unwrap_or_else(|error| panic!("cannot copy {file}: {error}"));
+            }
+        }
+        newcomer
+    }
+
+    fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    fn clone(&self) -> PathBuf {
+        self.dir.path().join("rollcall")
+    }
+
+    /// A command in the clone. The home folder is empty; what was built or fetched before may be kept by the standard
+    /// variables for that, unless ROLLCALL_README_COLD is set.
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(words).current_dir(self.clone());
+        let old_home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+        command.env("HOME", self.home()).env("DEMO_LAB", &self.lab.name).env("DEMO_PORT", self.port.to_string());
+        for name in ["ROLLCALL_LAB", "ROLLCALL_TEST_LAB", "ROLLCALL_TEST_DIR", "ROLLCALL_BIN", "T", "MAKEFLAGS", "MAKELEVEL"] {
+            command.env_remove(name);
+        }
+        let keep = |command: &mut Command, name: &str, default: &str| {
+            let value = std::env::var_os(name).map_or_else(|| old_home.join(default), PathBuf::from);
+            command.env(name, value);
+        };
+        // The toolchain is the newcomer's own, by rustup or by the system.
+        keep(&mut command, "RUSTUP_HOME", ".rustup");
+        keep(&mut command, "CARGO_HOME", ".cargo");
+        if std::env::var_os("ROLLCALL_README_COLD").is_none() {
+            keep(&mut command, "XDG_CACHE_HOME", ".cache");
+        } else {
+            command.env_remove("CARGO_TARGET_DIR").env_remove("XDG_CACHE_HOME");
+        }
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, page: &Path, block: &Block) -> Option<Said> {
+        let script = format!("set -euo pipefail\n{}", block.text);
+        let said = match &block.place {
+            Place::Nowhere(_) => return None,
+            Place::Machine => run(&mut self.command("bash", &["-c", &script]), LIMIT),
+            Place::DemoShell => run(&mut self.command("lab/demo", &["shell", "bash", "-c", &script]), LIMIT),
+        };
+        assert_eq!(said.code, 0, "{}:{}\n{}", page.display(), block.line, said.report());
+        Some(said)
+    }
+
+    fn members(&self) -> Vec<String> {
+        let said = run(&mut self.command("lab/demo", &["shell", "consul", "members"]), LIMIT).ok();
+        said.out.lines().skip(1).map(str::to_owned).collect()
+    }
+
+    /// Consul's page in a browser of this machine.
+    fn sees_the_page(&self) {
+        let ui = Running::start(&mut self.command("lab/demo", &["ui"]));
+        let url = format!("http://127.0.0.1:{}/ui/", self.port);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let said = run(Command::new("curl").args(["--silent", "--fail", "--location", &url]), Duration::from_secs(20));
+            if said.code == 0 {
+                said.says("Consul");
+                break;
+            }
+            assert!(Instant::now() < deadline, "{}", said.report());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        ui.signal("TERM");
+    }
+}
+
+impl Drop for Newcomer {
+    fn drop(&mut self) {
+        let _ = self.lab.command(["down"]).output();
+    }
+}
+
+fn page(path: &Path) -> Vec<Block> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    blocks(&text).unwrap_or_else(|wrong| panic!("{}: {wrong}", path.display()))
+}
+
+/// Pages of the manual, by name.
+fn manual(clone: &Path) -> Vec<PathBuf> {
+    let mut pages = vec![clone.join("CONTRIBUTING.md")];
+    let mut folders = vec![clone.join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("the manual is there") {
+            let path = entry.expect("a folder can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+#[test]
+fn the_readme_leads_from_nothing_to_a_cluster_and_back() {
+    let newcomer = Newcomer::new();
+    let readme = newcomer.clone().join("README.md");
+    let steps = page(&readme);
+    let is = |block: &Block, command: &str| block.text.trim() == command;
+    assert!(steps.iter().any(|block| is(block, "make demo")) && steps.iter().any(|block| is(block, "make demo-down")));
+    for block in &steps {
+        if is(block, "make demo-down") {
+            newcomer.sees_the_page();
+            // The manual's commands are for the same fleet.
+            for path in manual(&newcomer.clone()) {
+                for block in page(&path) {
+                    newcomer.run(&path, &block);
+                }
+            }
+        }
+        let said = newcomer.run(&readme, block);
+        if is(block, "make demo") {
+            let members = newcomer.members();
+            let alive = |kind: &str| members.iter().filter(|line| line.contains("alive") && line.contains(kind)).count();
+            assert_eq!((alive("server"), alive("client"), members.len()), (3, 7, 10), "{members:#?}");
+        }
+        // The demo did it; the newcomer does it again, and nothing changes.
+        if let (Place::DemoShell, Some(said)) = (&block.place, said)
+            && block.text.contains("controller run consul.yaml")
+        {
+            let changed = regex::Regex::new(r"changed[ =]+[1-9]|[1-9][0-9]* changed").expect("a pattern");
+            assert!(!changed.is_match(&said.out), "{}", said.report());
+        }
+    }
+    let status = newcomer.lab.lab(["status"]);
+    assert_ne!(status.code, 0, "the demo is gone\n{}", status.report());
+    assert!(!Path::new(&format!("/run/netns/rollcall-{}", newcomer.lab.name)).exists());
+}

@@ -1,0 +1,95 @@
+//! The manual holds together: links lead somewhere, the index names every page, blocks say where they run.
+
+use std::path::{Path, PathBuf};
+
+use rollcall_tests::markdown::{Block, Place, blocks};
+use rollcall_tests::root;
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)).to_vec();
+    let mut folders = vec![root().join("docs"), root().join("examples")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("a folder can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
+}
+
+/// Targets of links in a page, without those in blocks of code.
+fn links(text: &str) -> Vec<String> {
+    let link = regex::Regex::new(r"\]\(([^)\s]+)\)").expect("a pattern");
+    let mut inside = false;
+    let prose = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        inside ^= fence;
+        !fence && !inside
+    });
+    prose.flat_map(|line| link.captures_iter(line).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_link_leads_to_a_file() {
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for link in links(&read(&page)) {
+            let target = link.split('#').next().unwrap_or_default();
+            let elsewhere = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
+            if !elsewhere && !page.parent().expect("a folder").join(target).exists() {
+                wrong.push(format!("{}: {link}", page.strip_prefix(root()).unwrap_or(&page).display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "links to nothing:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_index_names_every_page_of_the_manual() {
+    let index = links(&read(&root().join("docs/README.md")));
+    let docs = root().join("docs");
+    let missing: Vec<PathBuf> = pages()
+        .into_iter()
+        .filter_map(|page| page.strip_prefix(&docs).map(Path::to_path_buf).ok())
+        .filter(|page| page.components().count() == 1 && page != Path::new("README.md"))
+        .filter(|page| !index.iter().any(|link| Path::new(link) == page))
+        .collect();
+    assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}
+
+#[test]
+fn every_block_of_commands_says_where_it_runs() {
+    for page in pages() {
+        if let Err(wrong) = blocks(&read(&page)) {
+            panic!("{}: {wrong}", page.display());
+        }
+    }
+}
+
+#[test]
+fn blocks_are_found_with_their_places() {
+    let page = "text\n```sh\na\nb\n```\n<!-- not run: real AWS -->\n\n```bash\nc\n```\n```yaml\nd\n```\n<!-- in make demo-shell -->\n````sh\n```\n````\n";
+    let block = |line, place, text: &str| Block { line, place, text: text.to_owned() };
+    assert_eq!(
+        blocks(page).expect("it is right"),
+        [
+            block(2, Place::Machine, "a\nb\n"),
+            block(8, Place::Nowhere("real AWS".to_owned()), "c\n"),
+            block(15, Place::DemoShell, "```\n"),
+        ]
+    );
+    // A comment counts for the block right after it only.
+    let later = blocks("<!-- not run: x -->\n```sh\na\n```\n```sh\nb\n```\n").expect("it is right");
+    assert_eq!(later[1].place, Place::Machine);
+    assert_eq!(blocks("<!-- not run -->\n```sh\na\n```\n").expect_err("no reason").split(':').next(), Some("line 2"));
+    assert!(blocks("```sh\na\n").expect_err("no end").contains("line 1"));
+}
