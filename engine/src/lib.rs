@@ -2,6 +2,8 @@
 
 /// Findings with places, and how they are shown.
 pub mod diag;
+/// What the agent finds out about its host.
+pub mod facts;
 /// The local machine behind traits.
 pub mod host;
 /// What a task can do.
@@ -12,6 +14,10 @@ pub mod node;
 pub mod inventory;
 /// The language.
 pub mod playbook;
+/// The project file.
+pub mod project;
+/// The roles that come with the program.
+pub mod roles;
 /// Expressions and templates.
 pub mod template;
 /// Variables.

@@ -61,7 +61,7 @@ impl<'i> Builder<'i> {
     fn next(&mut self) -> Result<(Event<'i>, YamlSpan), Diagnostic> {
         loop {
             match self.parser.next() {
-                Some(Ok((Event::StreamStart | Event::Anchor(..), _))) => {}
+                Some(Ok((Event::StreamStart | Event::Anchor(..) | Event::Comment(..), _))) => {}
                 Some(Ok(event)) => return Ok(event),
                 Some(Err(e)) => return Err(self.scan_error(&e)),
                 None => return Err(Diagnostic::error(Span::whole(self.file), "the document ends too early")),
@@ -344,6 +344,12 @@ mod tests {
             text.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
         }
         assert!(read(&text).unwrap_err().message.contains("expands"));
+    }
+
+    #[test]
+    fn comments_may_stand_anywhere() {
+        let node = read("# top\na: 1 # side\n# between\nb:\n  # inside\n  - x # y\n  # end\n# last\n").unwrap();
+        assert_eq!(node.to_value(), serde_json::json!({"a": 1, "b": ["x"]}));
     }
 
     #[test]

@@ -285,7 +285,7 @@ fn clean(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).filter(|n| n.ends_with(".tmp")) else { continue };
+        let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(".tmp")) else { continue };
         let Some(pid) = rest.split('-').next().and_then(|p| p.parse::<i32>().ok()).filter(|p| *p > 0) else { continue };
         if nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
             let path = entry.path();
@@ -401,5 +401,45 @@ mod tests {
         remove(&d).unwrap();
         remove(&d).unwrap();
         assert_eq!(names(folder.path()), ["a", "b"]);
+    }
+
+    /// Run by itself with the variable set, it writes until it is killed.
+    #[test]
+    fn a_killed_writer_leaves_the_old_or_the_new_file_whole() {
+        const WRITER: &str = "ROLLCALL_TEST_WRITER";
+        const SIZE: usize = 400_000;
+        if let Some(path) = std::env::var_os(WRITER) {
+            for letter in ["a", "b"].into_iter().cycle() {
+                let ids = Ids { mode: Some(if letter == "a" { 0o600 } else { 0o640 }), ..Ids::default() };
+                put_text(Path::new(&path), &letter.repeat(SIZE), &ids, None).unwrap();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let mut leftovers = 0;
+        for round in 0..12 {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "host::atomic::tests::a_killed_writer_leaves_the_old_or_the_new_file_whole", "--test-threads=1"])
+                .env(WRITER, &path)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            while !path.exists() {
+                assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_micros(20_000 + round * 777));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let text = fs::read_to_string(&path).unwrap();
+            let mode = fs::metadata(&path).unwrap().mode() & 0o777;
+            let whole = text == "a".repeat(SIZE) && mode == 0o600 || text == "b".repeat(SIZE) && mode == 0o640;
+            assert!(whole, "{} bytes of {:?}, mode {mode:o}", text.len(), text.chars().next());
+            leftovers += names(folder.path()).len() - 1;
+            put_text(&path, "c", &Ids::default(), None).unwrap();
+            assert_eq!(names(folder.path()), ["f"], "the next write removes what was left");
+            fs::remove_file(&path).unwrap();
+        }
+        assert!(leftovers > 0, "no kill hit a write: the test shows nothing");
     }
 }

@@ -56,8 +56,10 @@ pub fn run(command: &Command) -> Result<Output, Failure> {
     drop(tell);
 
     let status = wait(&told, command.timeout, group);
-    let take = |buffer: Option<Buffer>| buffer.map(|b| b.lock().map_or_else(PoisonError::into_inner, |g| g).split_off(0));
-    let (stdout, stderr) = (take(stdout).unwrap_or_default(), take(stderr).unwrap_or_default());
+    let take = |buffer: Option<Buffer>| {
+        buffer.map(|b| std::mem::take(&mut *b.lock().unwrap_or_else(PoisonError::into_inner))).unwrap_or_default()
+    };
+    let (stdout, stderr) = (take(stdout), take(stderr));
     match status {
         Ok(Some(status)) => Ok(Output { code: code(status), stdout, stderr }),
         Ok(None) => Err(Failure::new(format!(

@@ -226,7 +226,7 @@ pub trait Read: Send + Sync {
                 other => return Ok(other),
             }
         }
-        Err(io::Error::new(io::ErrorKind::Other, "too many levels of symbolic links"))
+        Err(io::Error::other("too many levels of symbolic links"))
     }
 }
 

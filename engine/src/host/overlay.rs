@@ -81,6 +81,11 @@ impl<'a> Overlay<'a> {
         }
     }
 
+    /// The machine below, without what is recorded here.
+    pub(crate) fn base(&self) -> &dyn Read {
+        self.base
+    }
+
     /// Says that something could not be simulated: what is read from now on may be stale.
     pub fn mark_uncertain(&mut self) {
         self.uncertain = true;
@@ -271,7 +276,7 @@ fn parts(path: &Path) -> Vec<OsString> {
 }
 
 /// The umask of this process; it can be set but not asked for by a call that changes nothing.
-fn umask() -> u32 {
+pub(crate) fn umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("Umask:"));
     line.and_then(|l| u32::from_str_radix(l.trim(), 8).ok()).unwrap_or(0o022)

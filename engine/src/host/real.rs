@@ -6,7 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +19,9 @@ use super::{
 };
 use crate::{diag, modules::Failure};
 
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
 /// How long `systemctl show` and `dpkg-query` may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -28,15 +31,17 @@ pub struct Real {
     names: Mutex<Names>,
 }
 
-/// Names of owners, kept as long as the files that they were read from do not change.
+/// Users and groups, kept as long as the files that they were read from do not change.
 #[derive(Debug, Default)]
 struct Names {
     stamp: Option<[Stamp; 2]>,
-    users: HashMap<u32, String>,
-    groups: HashMap<u32, String>,
+    users: Vec<User>,
+    groups: Vec<Group>,
+    user_names: HashMap<u32, String>,
+    group_names: HashMap<u32, String>,
 }
 
-/// Inode, size and modification time in nanoseconds.
+/// Inode, size and modification time in seconds and nanoseconds.
 type Stamp = (u64, u64, i64, i64);
 
 impl Real {
@@ -45,22 +50,28 @@ impl Real {
         Self::default()
     }
 
-    fn owner_names(&self, uid: u32, gid: u32) -> (String, String) {
-        let stamp = |path| {
-            fs::metadata(path).map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec())).unwrap_or_default()
-        };
-        let stamps = Some([stamp("/etc/passwd"), stamp("/etc/group")]);
+    fn names(&self) -> io::Result<MutexGuard<'_, Names>> {
+        let stamp = |path| fs::metadata(path).map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
+        let stamps = Some([stamp(PASSWD)?, stamp(GROUP)?]);
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if names.stamp != stamps {
+            names.users = parse_passwd(&fs::read(PASSWD)?);
+            names.groups = parse_group(&fs::read(GROUP)?);
             // The first of several names for one number is the one that the system shows.
-            let users = self.users().unwrap_or_default().into_iter().rev();
-            let groups = self.groups().unwrap_or_default().into_iter().rev();
-            names.users = users.filter_map(|u| Some((u.uid?, u.name))).collect();
-            names.groups = groups.filter_map(|g| Some((g.gid?, g.name))).collect();
+            names.user_names = names.users.iter().rev().filter_map(|u| Some((u.uid?, u.name.clone()))).collect();
+            names.group_names = names.groups.iter().rev().filter_map(|g| Some((g.gid?, g.name.clone()))).collect();
             names.stamp = stamps;
         }
+        Ok(names)
+    }
+
+    /// Names, or numbers where nobody has the number or the files cannot be read.
+    fn owner_names(&self, uid: u32, gid: u32) -> (String, String) {
         let name = |map: &HashMap<u32, String>, id: u32| map.get(&id).cloned().unwrap_or_else(|| id.to_string());
-        (name(&names.users, uid), name(&names.groups, gid))
+        match self.names() {
+            Ok(names) => (name(&names.user_names, uid), name(&names.group_names, gid)),
+            Err(_) => (uid.to_string(), gid.to_string()),
+        }
     }
 
     fn ids(&self, attrs: &Attrs) -> Result<Ids, Failure> {
@@ -74,7 +85,7 @@ impl Real {
 
 /// The number of a user; `None` for one that is only planned. A name that is nobody's is an error.
 pub(super) fn user_id(host: &dyn Read, name: &str) -> Result<Option<u32>, Failure> {
-    let users = host.users().map_err(|e| explain("read", Path::new("/etc/passwd"), &e))?;
+    let users = host.users().map_err(|e| explain("read", Path::new(PASSWD), &e))?;
     if let Some(user) = users.iter().find(|u| u.name == name) {
         return Ok(user.uid);
     }
@@ -83,7 +94,7 @@ pub(super) fn user_id(host: &dyn Read, name: &str) -> Result<Option<u32>, Failur
 
 /// The number of a group; `None` for one that is only planned.
 pub(super) fn group_id(host: &dyn Read, name: &str) -> Result<Option<u32>, Failure> {
-    let groups = host.groups().map_err(|e| explain("read", Path::new("/etc/group"), &e))?;
+    let groups = host.groups().map_err(|e| explain("read", Path::new(GROUP), &e))?;
     if let Some(group) = groups.iter().find(|g| g.name == name) {
         return Ok(group.gid);
     }
@@ -224,11 +235,11 @@ impl Read for Real {
     }
 
     fn users(&self) -> io::Result<Vec<User>> {
-        fs::read("/etc/passwd").map(|text| parse_passwd(&text))
+        self.names().map(|names| names.users.clone())
     }
 
     fn groups(&self) -> io::Result<Vec<Group>> {
-        fs::read("/etc/group").map(|text| parse_group(&text))
+        self.names().map(|names| names.groups.clone())
     }
 
     fn unit(&self, name: &str) -> Result<Unit, Failure> {

@@ -274,11 +274,18 @@ pub mod base64_bytes {
     }
 }
 
-/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers.
+/// Checks a whole map of arguments: unknown names, missing ones. Values are checked by the parsers. An argument `*` in
+/// the declaration takes any name (`set_fact`).
 pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failure> {
+    if known.iter().any(|arg| arg.name == "*") {
+        return Ok(());
+    }
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
             let failure = Failure::new(format!("unknown argument '{name}'"));
+            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
+                return Err(failure.hint(*hint));
+            }
             return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
                 Some(hint) => failure.hint(hint),
                 None => failure,
@@ -287,6 +294,28 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
     }
     Ok(())
 }
+
+/// Arguments that Ansible's modules have and ours lack, with what to write instead.
+const EQUIVALENTS: &[(&str, &str)] = &[
+    ("unsafe_writes", "leave it out: files are always replaced atomically"),
+    ("decrypt", "leave it out: files are taken as they are"),
+    ("local_follow", "leave it out: links in a source folder are copied as what they point to"),
+    ("extra_opts", "use strip_components, include or exclude"),
+    ("keep_newer", "leave it out: files that differ from the archive are replaced"),
+    ("sha256sum", "use checksum: sha256:HEX"),
+    ("tmp_dest", "leave it out: the temporary file is always beside its destination"),
+    ("get_mime", "leave it out: the type of the content is not looked at"),
+    ("get_attributes", "leave it out: attributes of lsattr are not looked at"),
+    ("attributes", "attributes of chattr are not handled: use a command"),
+    ("attr", "attributes of chattr are not handled: use a command"),
+    ("selevel", "SELinux contexts are not handled: use a command"),
+    ("serole", "SELinux contexts are not handled: use a command"),
+    ("setype", "SELinux contexts are not handled: use a command"),
+    ("seuser", "SELinux contexts are not handled: use a command"),
+    ("validate_certs", "leave it out: certificates are always verified; name those of your own CA in ca_path"),
+    ("variable_start_string", "leave it out: templates are Jinja or Tera with their usual delimiters"),
+    ("trim_blocks", "leave it out: .j2 templates have it on, .tera templates trim with {%-"),
+];
 
 /// Declares a module's arguments: a struct, its parser, and `ARGS` for the manual and for checks before the run.
 ///
@@ -453,6 +482,7 @@ mod tests {
         assert!(error(json!({"dest": "/x", "state": "presnt"})).message.contains("did you mean 'present'"));
         assert!(error(json!({"dest": "/x", "mode": 644})).message.contains("\"0644\""));
         assert!(error(json!({"dest": "/x\u{0}"})).message.contains("NUL"));
+        assert!(error(json!({"dest": "/x", "unsafe_writes": true})).hint.unwrap().contains("atomically"));
         assert_eq!(ARGS.iter().map(|a| a.name).collect::<Vec<_>>(), ["dest", "backup", "state", "mode", "type"]);
         assert_eq!(ARGS[0].doc.trim(), "Where.");
     }

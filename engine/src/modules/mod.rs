@@ -13,12 +13,87 @@ use serde_json::{Map, Value};
 
 use crate::host::{Read, Write};
 
+mod apt;
+mod archive;
 pub mod args;
+/// `assert`.
+pub mod assert;
+/// `command`.
+pub mod command;
+/// `copy`.
+pub mod copy;
+/// `debug`.
+pub mod debug;
+/// `download`.
+pub mod download;
+/// `fail`.
+pub mod fail;
+#[cfg(test)]
+pub(crate) mod fake;
+mod fetch;
+/// `file`.
+pub mod file;
+/// `group`.
+pub mod group;
+/// `hostname`.
+pub mod hostname;
+pub(crate) mod http;
+/// `lineinfile`.
+pub mod lineinfile;
+/// `package`.
+pub mod package;
+mod place;
+/// `repository`.
+pub mod repository;
+/// `service`.
+pub mod service;
+/// `set_fact`.
+pub mod set_fact;
+/// `shell`.
+pub mod shell;
+/// `stat`.
+pub mod stat;
+pub(crate) mod steps;
+/// `systemd_unit`.
+pub mod systemd_unit;
+/// `template`.
+pub mod template;
+/// `unarchive`.
+pub mod unarchive;
+/// `uri`.
+pub mod uri;
+/// `user`.
+pub mod user;
+/// `wait_for`.
+pub mod wait_for;
 
 pub use args::{Arg, FromArg};
 
 /// Every module, in the order of the manual.
-pub const DEFINITIONS: &[&Definition] = &[];
+pub const DEFINITIONS: &[&Definition] = &[
+    &assert::DEFINITION,
+    &command::DEFINITION,
+    &copy::DEFINITION,
+    &debug::DEFINITION,
+    &download::DEFINITION,
+    &fail::DEFINITION,
+    &file::DEFINITION,
+    &group::DEFINITION,
+    &hostname::DEFINITION,
+    &lineinfile::DEFINITION,
+    &package::DEFINITION,
+    &repository::DEFINITION,
+    &service::DEFINITION,
+    &set_fact::DEFINITION,
+    &shell::DEFINITION,
+    &stat::DEFINITION,
+    &systemd_unit::DEFINITION,
+    &template::DEFINITION,
+    &unarchive::DEFINITION,
+    &uri::DEFINITION,
+    &user::DEFINITION,
+    &wait_for::DEFINITION,
+];
 
 /// The module of a name: short, fully qualified (`ansible.builtin.copy`), or a name that people know (`apt`).
 pub fn find(name: &str) -> Option<&'static Definition> {
@@ -258,5 +333,49 @@ impl Failure {
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.data.insert(name.to_owned(), value.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diag::FileId;
+
+    #[test]
+    fn every_definition_is_whole() {
+        let mut names: Vec<&str> = names().collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name is there twice");
+        assert!(DEFINITIONS.is_sorted_by_key(|d| d.name), "keep the modules in the order of their names");
+        for d in DEFINITIONS {
+            assert!(!d.summary.is_empty() && !d.summary.ends_with('.'), "{}: summary", d.name);
+            assert!(d.args.iter().all(|a| a.doc.trim().ends_with('.')), "{}: an argument lacks its documentation", d.name);
+        }
+    }
+
+    #[test]
+    fn every_example_is_a_task_that_is_taken() {
+        for d in DEFINITIONS {
+            let node = crate::yaml::parse_text(FileId::NONE, d.example).unwrap_or_else(|e| panic!("{}: {e:?}", d.name));
+            let tasks = node.list().unwrap();
+            assert_eq!(tasks.len(), 1, "{}", d.name);
+            let call = tasks[0].get(d.name).unwrap_or_else(|| panic!("{}: the example does not call it", d.name));
+            let Value::Object(args) = call.to_value() else {
+                assert!(matches!(d.free_form, FreeForm::Arg(_)), "{}: plain text is not allowed", d.name);
+                continue;
+            };
+            args::check_names(&args, d.args).unwrap_or_else(|e| panic!("{}: {e} {:?}", d.name, e.hint));
+            for arg in d.args {
+                let given = std::iter::once(&arg.name).chain(arg.aliases).find_map(|n| args.get(*n));
+                assert!(given.is_some() || !arg.required, "{}: '{}' is missing", d.name, arg.name);
+                if let Some(value) = given {
+                    // Expressions are rendered before they are checked.
+                    let expression = value.as_str().is_some_and(|t| t.contains("{{"));
+                    assert!(expression || (arg.check)(value).is_ok(), "{}: '{}'", d.name, arg.name);
+                }
+            }
+        }
     }
 }

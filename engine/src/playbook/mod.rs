@@ -1,4 +1,24 @@
 //! The language: what a playbook says, read and checked before any host is touched.
 
+mod action;
+mod files;
+mod include;
+mod inherit;
+mod keywords;
+mod load;
+mod loops;
 /// What a playbook means.
 pub mod model;
+mod play;
+mod role;
+mod spec;
+mod syntax;
+mod tags;
+mod task;
+mod words;
+
+pub use files::Blob;
+pub(crate) use files::shown;
+pub use keywords::{Keyword, On, Status, keywords};
+pub use load::{Loaded, Loader, RoleUsed};
+pub use tags::{known_tags, select_tags};

@@ -28,6 +28,18 @@ pub struct Bundle {
     pub vars_files: BTreeMap<PathBuf, Arc<Node>>,
     /// Paths of all source files by [`crate::diag::FileId`], so that a host can name places.
     pub sources: Vec<PathBuf>,
+    /// What `--tags` and `--skip-tags` asked for: included tasks are selected when they are included.
+    #[serde(default)]
+    pub selection: Selection,
+}
+
+/// What `--tags` and `--skip-tags` ask for; both empty: everything but `never`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// `--tags`.
+    pub only: Vec<String>,
+    /// `--skip-tags`.
+    pub skip: Vec<String>,
 }
 
 /// A file of the project that may travel.
@@ -61,6 +73,10 @@ pub struct Role {
     /// The roles whose `defaults`, `vars` and `params` are seen too, outermost first (it is a dependency of theirs, or
     /// they of it, as Ansible has it); this role is not among them.
     pub parents: Vec<RoleId>,
+    /// An earlier use in the same play that does the same under the same conditions:
+    /// [`select_tags`](super::select_tags) leaves this one out when that one is selected.
+    #[serde(default)]
+    pub repeats: Option<RoleId>,
 }
 
 /// A play.
@@ -96,8 +112,12 @@ pub struct Play {
     pub tasks: Vec<Item>,
     /// After the tasks' handlers.
     pub post_tasks: Vec<Item>,
-    /// In order of definition: the play's, then each role's.
+    /// In order of definition: the play's, then each role's. Each use of a role has its own: a task's notification
+    /// means the play's handler of that name, else the one of its own [`RoleId`], else the first one of that name.
     pub handlers: Vec<Handler>,
+    /// Roles named with `public: true`: their defaults and vars are seen by the whole play.
+    #[serde(default)]
+    pub public: Vec<RoleId>,
 }
 
 /// A number of hosts in a batch.
@@ -185,7 +205,8 @@ pub struct Task {
     pub when: Vec<Expr>,
     /// Its own and inherited ones, outermost first.
     pub tags: Vec<String>,
-    /// Its blocks' variables, then its own: the last one wins.
+    /// Its blocks' variables, then its own: the last one wins. Those of a dynamic include have the layer
+    /// [`IncludeParams`](crate::vars::Layer::IncludeParams), which beats `set_fact`.
     pub vars: Vec<Arc<Vars>>,
     /// As whom.
     pub become_: Become,
@@ -212,6 +233,9 @@ pub struct Task {
     /// `false`: runs for real in check mode (only for modules that do not change the host, or `command`); `true`: never
     /// for real.
     pub check_mode: Option<bool>,
+    /// Shows differences or not, whatever `--diff` says.
+    #[serde(default)]
+    pub diff: Option<bool>,
     /// Arguments and results are not shown.
     pub no_log: bool,
     /// Carried out on another host, with this host's variables.
@@ -222,7 +246,7 @@ pub struct Task {
     pub any_errors_fatal: bool,
     /// The module's process group is killed after it.
     pub timeout: Option<Node>,
-    /// See [`Play::ignore_unreachable`].
+    /// How many hosts at once may be in this task.
     pub throttle: Option<usize>,
 }
 
@@ -252,8 +276,9 @@ pub enum Action {
         file: Node,
         /// Folders, in order.
         search: Vec<PathBuf>,
-        /// Given to the tasks, on top of the include's `vars`.
-        apply: Box<Option<Node>>,
+        /// What the tasks of the file inherit: from the include's blocks, role and play, its `vars` and `apply`.
+        /// [`Bundle::included`] lays it on them.
+        inherit: Box<Inherit>,
     },
     /// `include_vars`.
     IncludeVars {
@@ -279,6 +304,45 @@ pub enum Action {
     EndPlay,
     /// `meta: noop`.
     Noop,
+}
+
+/// What a task inherits from what it stands in: a block, an import, a role, a play, `apply`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inherit {
+    /// The role, for tasks that have none yet.
+    pub role: Option<RoleId>,
+    /// See [`Task::when`].
+    pub when: Vec<Expr>,
+    /// See [`Task::tags`].
+    pub tags: Vec<String>,
+    /// See [`Task::vars`].
+    pub vars: Vec<Arc<Vars>>,
+    /// The inner one wins.
+    pub become_: Become,
+    /// See [`Task::environment`].
+    pub environment: Vec<Node>,
+    /// Added to the task's own.
+    pub notify: Vec<Node>,
+    /// The inner one wins.
+    pub ignore_errors: Option<Node>,
+    /// The inner one wins.
+    pub check_mode: Option<bool>,
+    /// The inner one wins.
+    pub diff: Option<bool>,
+    /// Holds for everything inside.
+    pub no_log: bool,
+    /// The inner one wins.
+    pub delegate_to: Option<Node>,
+    /// Holds for everything inside.
+    pub run_once: bool,
+    /// Holds for everything inside.
+    pub any_errors_fatal: bool,
+    /// The inner one wins.
+    pub timeout: Option<Node>,
+    /// The inner one wins.
+    pub throttle: Option<usize>,
+    /// Arguments by module (its name in the manual), for tasks that do not give them; the inner one wins.
+    pub module_defaults: Vec<(String, Node)>,
 }
 
 /// A loop.

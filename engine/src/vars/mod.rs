@@ -3,7 +3,7 @@
 //! Precedence is Ansible's for the layers that exist here; [`Layer`]'s order is that table. Values stay unrendered until
 //! an expression asks for them.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
@@ -95,10 +95,55 @@ impl Var {
 /// Variables by name, in order.
 pub type Vars = IndexMap<String, Var>;
 
+/// Where `lookup(…)` and `secret(…)` get their answers. Set on the controller only ([`Scope::with_lookups`]): on a host
+/// they are refused.
+pub trait Lookups: std::fmt::Debug + Send + Sync {
+    /// A variable of the environment; `None` where it is not set.
+    fn env(&self, name: &str) -> Result<Option<String>, String>;
+
+    /// The text of a file, by the path that the expression names.
+    fn file(&self, path: &str) -> Result<String, String>;
+
+    /// A secret, by name.
+    fn secret(&self, name: &str) -> Result<String, String> {
+        let _ = name;
+        Err("there is no store of secrets".to_owned())
+    }
+}
+
+/// Lookups in this process's environment and in files below a folder.
+#[derive(Clone, Debug)]
+pub struct LocalLookups {
+    base: PathBuf,
+}
+
+impl LocalLookups {
+    /// Relative paths are taken from `base`.
+    pub fn new(base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into() }
+    }
+}
+
+impl Lookups for LocalLookups {
+    fn env(&self, name: &str) -> Result<Option<String>, String> {
+        match std::env::var(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err("its value is no UTF-8 text".to_owned()),
+        }
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        let path = self.base.join(path);
+        std::fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))
+    }
+}
+
 /// What an expression can see: layers of variables, the last one wins. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
     layers: Vec<Arc<Vars>>,
+    lookups: Option<Arc<dyn Lookups>>,
 }
 
 impl Scope {
@@ -109,14 +154,24 @@ impl Scope {
 
     /// One layer.
     pub fn of(vars: impl Into<Arc<Vars>>) -> Self {
-        Self { layers: vec![vars.into()] }
+        Self { layers: vec![vars.into()], lookups: None }
     }
 
     /// This scope with one more layer on top.
     pub fn with(&self, vars: impl Into<Arc<Vars>>) -> Self {
         let mut layers = self.layers.clone();
         layers.push(vars.into());
-        Self { layers }
+        Self { layers, lookups: self.lookups.clone() }
+    }
+
+    /// This scope, with answers for `lookup(…)`.
+    pub fn with_lookups(&self, lookups: Arc<dyn Lookups>) -> Self {
+        Self { layers: self.layers.clone(), lookups: Some(lookups) }
+    }
+
+    /// What answers `lookup(…)`; nothing on a host.
+    pub fn lookups(&self) -> Option<&dyn Lookups> {
+        self.lookups.as_deref()
     }
 
     /// The variable that wins.

@@ -1,0 +1,163 @@
+//! The agents' binaries here: found, hashed, compressed.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
+
+use super::push::AgentError;
+use super::push_script::Codec;
+
+/// Where agents live on a host.
+pub const INSTALL_DIR: &str = "/usr/local/lib/rollcall";
+
+/// One agent program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentBinary {
+    pub path: PathBuf,
+    /// As `uname -m` says it: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// SHA-256 in hex.
+    pub hash: String,
+}
+
+type Packed = Arc<OnceCell<Result<Arc<Vec<u8>>, Arc<io::Error>>>>;
+
+/// The agents of a run, one per architecture. Each is compressed at most once.
+pub struct Agents {
+    binaries: Vec<AgentBinary>,
+    pub(super) folder: String,
+    packed: Mutex<HashMap<(String, Codec), Packed>>,
+}
+
+impl fmt::Debug for Agents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agents").field("binaries", &self.binaries).finish_non_exhaustive()
+    }
+}
+
+impl Agents {
+    pub fn new(binaries: Vec<AgentBinary>) -> Self {
+        Self { binaries, folder: INSTALL_DIR.to_owned(), packed: Mutex::default() }
+    }
+
+    /// Another folder on the hosts: letters, digits and `/._-`.
+    #[cfg(test)]
+    pub(super) fn in_folder(mut self, folder: &str) -> Self {
+        assert!(folder.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)));
+        folder.clone_into(&mut self.folder);
+        self
+    }
+
+    pub fn binaries(&self) -> &[AgentBinary] {
+        &self.binaries
+    }
+
+    pub(super) async fn packed(&self, agent: &AgentBinary, codec: Codec) -> Result<Arc<Vec<u8>>, AgentError> {
+        let cell = {
+            let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+            packed.entry((agent.hash.clone(), codec)).or_default().clone()
+        };
+        let path = agent.path.clone();
+        let packed = cell.get_or_init(|| async move {
+            let packed = tokio::task::spawn_blocking(move || pack(&path, codec)).await;
+            packed.unwrap_or_else(|join| Err(io::Error::other(join))).map(Arc::new).map_err(Arc::new)
+        });
+        packed.await.clone().map_err(|source| AgentError::Read { path: agent.path.clone(), source })
+    }
+}
+
+fn pack(path: &Path, codec: Codec) -> io::Result<Vec<u8>> {
+    let bytes = std::fs::read(path)?;
+    match codec {
+        Codec::Raw => Ok(bytes),
+        Codec::Zstd => zstd::encode_all(&bytes[..], 3),
+        Codec::Gzip => {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(5));
+            packer.write_all(&bytes)?;
+            packer.finish()
+        }
+    }
+}
+
+/// Finds agents in the folders, in their order: `agent-ARCH-linux`, or `agent` for whatever
+/// architecture it was built. The first one found for an architecture counts.
+pub fn find_agents(dirs: &[PathBuf]) -> Result<Agents, AgentError> {
+    let mut found: Vec<AgentBinary> = Vec::new();
+    for dir in dirs {
+        let Ok(entries) = std::fs::read_dir(dir) else { continue };
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        // A file that names its architecture comes before plain `agent`.
+        names.sort_by_key(|name| (name == "agent", name.clone()));
+        for name in names {
+            let named = name.strip_prefix("agent-").and_then(|rest| rest.strip_suffix("-linux"));
+            if named.is_none() && name != "agent" {
+                continue;
+            }
+            let path = dir.join(&name);
+            if !path.is_file() {
+                continue;
+            }
+            let arch = match elf_arch(&path)? {
+                Some(arch) => arch,
+                // A controller on another system has its own kind of `agent` beside it.
+                None if named.is_none() => continue,
+                None => {
+                    return Err(AgentError::NotAnAgent {
+                        path,
+                        reason: "not a Linux program for a processor that we know".into(),
+                    });
+                }
+            };
+            if let Some(named) = named
+                && named != arch
+            {
+                return Err(AgentError::NotAnAgent { path, reason: format!("named for {named} and built for {arch}") });
+            }
+            if found.iter().all(|agent| agent.arch != arch) {
+                let hash = hash_file(&path)
+                    .map_err(|source| AgentError::Read { path: path.clone(), source: Arc::new(source) })?;
+                found.push(AgentBinary { path, arch: arch.to_owned(), hash });
+            }
+        }
+    }
+    if found.is_empty() {
+        return Err(AgentError::NoAgents { dirs: dirs.to_vec() });
+    }
+    Ok(Agents::new(found))
+}
+
+/// The processor that a Linux program is for, from its ELF header; `None`: no such program.
+fn elf_arch(path: &Path) -> Result<Option<&'static str>, AgentError> {
+    let mut header = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(20).read_to_end(&mut header));
+    read.map_err(|source| AgentError::Read { path: path.to_owned(), source: Arc::new(source) })?;
+    // Magic, 64 bit, little endian; e_machine stands at byte 18.
+    Ok(match header.get(18..20) {
+        Some(machine) if header.starts_with(b"\x7fELF\x02\x01") => match u16::from_le_bytes([machine[0], machine[1]]) {
+            62 => Some("x86_64"),
+            183 => Some("aarch64"),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+/// SHA-256 of a file, in hex.
+pub(super) fn hash_file(path: &Path) -> io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 256 * 1024];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat())
+}

@@ -1,0 +1,48 @@
+//! SSH: connections to hosts, and the agent that is put and started there.
+//!
+//! The only importer of `russh`. In the order in which a connection needs them:
+//! - [`config`], [`jumps`]: what `~/.ssh/config` and `ansible_ssh_common_args` say about a host;
+//! - [`transport`]: opens connections, shares those to jump hosts, names the stage that failed;
+//! - [`hostkeys`], [`known_hosts`], [`pins`], [`console`]: is this the host that we think it is;
+//! - [`auth`], [`identities`]: key files, certificates, ssh-agent;
+//! - [`channel`]: one command's stdin, stdout, stderr and exit;
+//! - [`agents`], [`push`], [`sudo`]: the agent's binary on the host, and its start.
+
+#![allow(unreachable_pub, reason = "a program has no API: `pub` marks what its other rooms may use")]
+
+mod agents;
+mod algorithms;
+mod auth;
+mod channel;
+mod config;
+mod config_parse;
+mod console;
+mod error;
+mod handler;
+mod hostkeys;
+mod identities;
+mod jumps;
+mod known_hosts;
+mod pins;
+mod public_key;
+mod push;
+mod push_script;
+mod settings;
+mod sudo;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+pub use agents::{AgentBinary, Agents, INSTALL_DIR, find_agents};
+pub use channel::{Channel, Exit, ExitHandle, Output};
+pub use config::{ConfigError, SshConfig};
+pub use console::keys_from_console;
+pub use error::{ConnectError, SshError, Stage};
+pub use hostkeys::ConsoleSource;
+pub use jumps::{Hop, jumps_from_ssh_args};
+pub use public_key::PublicKey;
+pub use push::{AgentError, RunningAgent, start_agent, start_agent_with};
+pub use settings::{HostKeyPolicy, PassphrasePrompt, Secret, Settings, Target, TargetSpec};
+pub use sudo::{Elevation, SudoError};
+pub use transport::{Session, Transport};

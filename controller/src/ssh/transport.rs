@@ -1,0 +1,311 @@
+//! Opens connections, directly or through jump hosts, and shares what a run needs only once.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use russh::client::{self, Handle};
+use russh::{ChannelOpenFailure, Disconnect};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::algorithms::Algorithms;
+use super::auth::Login;
+use super::channel::Channel;
+use super::config::{ConfigError, SshConfig};
+use super::error::{ConnectError, SshError, Stage};
+use super::handler::{Handler, HandlerError, Shared, describe};
+use super::hostkeys::HostCheck;
+use super::identities::Identities;
+use super::jumps::Hop;
+use super::known_hosts::KnownHosts;
+use super::settings::{Settings, Target, TargetSpec};
+
+/// Keepalives without an answer before a host counts as dead.
+const KEEPALIVES_LOST: usize = 3;
+
+type Jump = Arc<OnceCell<Result<Arc<Connection>, Arc<ConnectError>>>>;
+
+/// Everything that the connections of one run share: keys and known_hosts read once, one
+/// connection per jump host.
+pub struct Transport {
+    settings: Settings,
+    config: SshConfig,
+    algorithms: Algorithms,
+    identities: Identities,
+    known: Mutex<HashMap<Vec<PathBuf>, Arc<RwLock<KnownHosts>>>>,
+    /// By the whole way there: `a`, then `a > b`.
+    jumps: Mutex<HashMap<String, Jump>>,
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+struct Connection {
+    handle: Handle<Handler>,
+    shared: Arc<Shared>,
+    name: String,
+    limit: Duration,
+    /// The jump host's connection lives as long as those that pass through it.
+    _via: Option<Arc<Connection>>,
+}
+
+/// A connection to a host, logged in.
+pub struct Session {
+    connection: Connection,
+    fingerprint: String,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("name", &self.connection.name).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// The host's name in messages.
+    pub fn name(&self) -> &str {
+        &self.connection.name
+    }
+
+    /// `SHA256:…` of the key that the host proved to hold.
+    pub fn host_key_fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Is the connection gone?
+    pub fn is_closed(&self) -> bool {
+        self.connection.handle.is_closed()
+    }
+
+    /// Starts `command` with the login shell of the user. Whether the host takes it is told by
+    /// [`Channel::exit`]: waiting for its answer would cost a round trip.
+    pub async fn exec(&self, command: &str) -> Result<Channel, SshError> {
+        let connection = &self.connection;
+        let name = || connection.name.clone();
+        let opening = timeout(connection.limit, connection.handle.channel_open_session()).await;
+        let channel = match opening {
+            Err(_) => {
+                return Err(SshError::Timeout { name: name(), stage: Stage::Channel, limit: connection.limit });
+            }
+            Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+                return Err(SshError::ChannelRefused { name: name(), reason: open_failure(&reason).to_owned() });
+            }
+            Ok(Err(error)) => return Err(connection.lost(&error)),
+            Ok(Ok(channel)) => channel,
+        };
+        let (reader, writer) = channel.split();
+        writer.exec(true, command).await.map_err(|error| connection.lost(&error))?;
+        Ok(Channel::new(Box::pin(writer.make_writer()), reader, connection.shared.clone()))
+    }
+
+    /// Says goodbye. Dropping the session closes it too, without a word.
+    pub async fn close(self) {
+        let goodbye = self.connection.handle.disconnect(Disconnect::ByApplication, "", "");
+        // A host that is gone needs no goodbye.
+        let _ = timeout(Duration::from_secs(1), goodbye).await;
+    }
+}
+
+impl Connection {
+    fn lost(&self, error: &russh::Error) -> SshError {
+        SshError::Lost { name: self.name.clone(), reason: self.shared.lost().unwrap_or_else(|| describe(error)) }
+    }
+}
+
+impl Transport {
+    /// Reads ssh configuration and checks the settings. Nothing is connected yet.
+    pub fn new(settings: Settings) -> Result<Self, ConfigError> {
+        let config = SshConfig::load(settings.ssh_config.as_deref(), &settings.home)?;
+        let algorithms = Algorithms::new(settings.kex.as_deref()).map_err(ConfigError::Setting)?;
+        Ok(Self {
+            config,
+            algorithms,
+            identities: Identities::new(&settings),
+            known: Mutex::default(),
+            jumps: Mutex::default(),
+            settings,
+        })
+    }
+
+    /// The target of an inventory's host, completed from the ssh configuration.
+    pub fn target(&self, spec: &TargetSpec) -> Result<Target, ConfigError> {
+        self.config.target(spec, &self.settings.local_user)
+    }
+
+    /// Connects and logs in.
+    pub async fn connect(&self, target: &Target) -> Result<Session, ConnectError> {
+        let via = self.via(&target.jumps).await?;
+        let connection = self.open(target, via).await?;
+        let fingerprint = connection.shared.host_key().map(|key| key.fingerprint()).unwrap_or_default();
+        Ok(Session { connection, fingerprint })
+    }
+
+    /// The shared connection to the last jump host of the list, opening those before it first.
+    async fn via(&self, hops: &[Hop]) -> Result<Option<Arc<Connection>>, ConnectError> {
+        let mut via: Option<Arc<Connection>> = None;
+        let mut way = String::new();
+        for hop in hops {
+            way += &format!("{hop} > ");
+            let cell = self.jump(&way);
+            let before = via.take();
+            let opened = cell.get_or_init(|| async move {
+                let target = self
+                    .config
+                    .hop_target(hop, &self.settings.local_user)
+                    .map_err(|error| ConnectError::Config { reason: error.to_string() });
+                match target {
+                    // Boxed: this future would contain itself otherwise.
+                    Ok(target) => Box::pin(self.open(&target, before)).await.map(Arc::new),
+                    Err(error) => Err(error),
+                }
+                .map_err(Arc::new)
+            });
+            match opened.await {
+                Ok(connection) => via = Some(connection.clone()),
+                Err(source) => {
+                    return Err(ConnectError::Jump { hop: hop.to_string(), source: source.clone() });
+                }
+            }
+        }
+        Ok(via)
+    }
+
+    /// The place of a jump host's connection; a fresh one when the connection has died meanwhile.
+    fn jump(&self, way: &str) -> Jump {
+        let mut jumps = self.jumps.lock().unwrap_or_else(PoisonError::into_inner);
+        let cell = jumps.entry(way.to_owned()).or_default();
+        if let Some(Ok(connection)) = cell.get()
+            && connection.handle.is_closed()
+        {
+            *cell = Jump::default();
+        }
+        cell.clone()
+    }
+
+    async fn open(&self, target: &Target, via: Option<Arc<Connection>>) -> Result<Connection, ConnectError> {
+        let limit = self.settings.connect_timeout;
+        let address = address_text(&target.host, target.port);
+        let known = self.known_hosts(target)?;
+        let check = Arc::new(HostCheck::prepare(&self.settings, target, known).await?);
+        let shared = Arc::new(Shared::default());
+        let config = Arc::new(client::Config {
+            client_id: russh::SshId::Standard(concat!("SSH-2.0-rollcall_", env!("CARGO_PKG_VERSION")).into()),
+            preferred: self.algorithms.preferred(&check.algorithms(), !check.authorities().is_empty()),
+            keepalive_interval: Some(self.settings.keepalive).filter(|interval| !interval.is_zero()),
+            keepalive_max: KEEPALIVES_LOST,
+            nodelay: true,
+            ..client::Config::default()
+        });
+        let handler = Handler { check, shared: shared.clone() };
+        let mut handle = match &via {
+            None => {
+                let stream = tcp(&target.host, target.port, &address, limit).await?;
+                handshake(config, stream, handler, &address, limit).await?
+            }
+            Some(jump) => {
+                let stream = forward(jump, target, &address, limit).await?;
+                handshake(config, stream, handler, &address, limit).await?
+            }
+        };
+        Login { handle: &mut handle, identities: &self.identities, user: &target.user, address: &address, limit }
+            .run(&target.identity_files)
+            .await?;
+        Ok(Connection { handle, shared, name: target.name.clone(), limit, _via: via })
+    }
+
+    fn known_hosts(&self, target: &Target) -> Result<Arc<RwLock<KnownHosts>>, ConnectError> {
+        let files = target.known_hosts.as_ref().unwrap_or(&self.settings.known_hosts);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(files) {
+            return Ok(known.clone());
+        }
+        let loaded = KnownHosts::load(files)
+            .map_err(|(path, source)| ConnectError::HostKeyFile { path, source: Arc::new(source) })?;
+        let loaded = Arc::new(RwLock::new(loaded));
+        known.insert(files.clone(), loaded.clone());
+        Ok(loaded)
+    }
+}
+
+fn address_text(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+async fn tcp(host: &str, port: u16, address: &str, limit: Duration) -> Result<TcpStream, ConnectError> {
+    let late = |stage| ConnectError::Timeout { address: address.to_owned(), stage, limit };
+    let failed = |stage, error: std::io::Error| ConnectError::Unreachable {
+        address: address.to_owned(),
+        stage,
+        reason: error.to_string(),
+    };
+    let found = timeout(limit, tokio::net::lookup_host((host, port))).await;
+    let addresses: Vec<SocketAddr> =
+        found.map_err(|_| late(Stage::Resolve))?.map_err(|error| failed(Stage::Resolve, error))?.collect();
+    let stream = timeout(limit, TcpStream::connect(&addresses[..])).await;
+    let stream = stream.map_err(|_| late(Stage::Tcp))?.map_err(|error| failed(Stage::Tcp, error))?;
+    stream.set_nodelay(true).map_err(|error| failed(Stage::Tcp, error))?;
+    Ok(stream)
+}
+
+/// A stream to the target through the jump host's connection.
+async fn forward(
+    jump: &Connection,
+    target: &Target,
+    address: &str,
+    limit: Duration,
+) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static, ConnectError> {
+    let open = jump.handle.channel_open_direct_tcpip(&target.host, u32::from(target.port), "127.0.0.1", 0);
+    let reason = match timeout(limit, open).await {
+        Err(_) => {
+            return Err(ConnectError::Timeout { address: address.to_owned(), stage: Stage::Tcp, limit });
+        }
+        Ok(Ok(channel)) => return Ok(channel.into_stream()),
+        Ok(Err(russh::Error::ChannelOpenFailure(reason))) => open_failure(&reason).to_owned(),
+        Ok(Err(error)) => jump.shared.lost().unwrap_or_else(|| describe(&error)),
+    };
+    Err(ConnectError::Unreachable {
+        address: address.to_owned(),
+        stage: Stage::Tcp,
+        reason: format!("from jump host {}: {reason}", jump.name),
+    })
+}
+
+async fn handshake<R>(
+    config: Arc<client::Config>,
+    stream: R,
+    handler: Handler,
+    address: &str,
+    limit: Duration,
+) -> Result<Handle<Handler>, ConnectError>
+where
+    R: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let stage = Stage::KeyExchange;
+    match timeout(limit, client::connect_stream(config, stream, handler)).await {
+        Err(_) => Err(ConnectError::Timeout { address: address.to_owned(), stage, limit }),
+        Ok(Ok(handle)) => Ok(handle),
+        Ok(Err(HandlerError::Refused(error))) => Err(*error),
+        Ok(Err(HandlerError::Ssh(error))) => {
+            Err(ConnectError::Protocol { address: address.to_owned(), stage, reason: describe(&error) })
+        }
+    }
+}
+
+fn open_failure(reason: &ChannelOpenFailure) -> &'static str {
+    match reason {
+        ChannelOpenFailure::AdministrativelyProhibited => "it is forbidden there (AllowTcpForwarding, MaxSessions)",
+        ChannelOpenFailure::ConnectFailed => "no connection from there (refused, or no route)",
+        ChannelOpenFailure::UnknownChannelType => "it does not know this kind of channel",
+        ChannelOpenFailure::ResourceShortage => "it is out of resources",
+        ChannelOpenFailure::Other { .. } => "it gave no reason",
+    }
+}

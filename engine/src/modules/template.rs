@@ -1,0 +1,86 @@
+//! `template`: files from templates, rendered by the executor.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{
+    Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
+    args::Mode,
+    copy::{Job, single},
+    place::{Perms, Planner, Put, planned},
+};
+use crate::args;
+
+args! {
+    /// Arguments of `template`.
+    pub struct Args {
+        /// A template from `templates/`: `.tera` files are Tera, all others Jinja.
+        src []: String, required;
+        /// Where the file goes. With a `/` at its end, or where a folder is, it keeps its name in it, without `.tera` or `.j2`.
+        dest []: PathBuf, required;
+        /// Permission bits, as "0644" or `u=rw,go=r`; `preserve` takes the template's.
+        mode []: Option<Mode>;
+        /// Owner, a name or a number.
+        owner []: Option<String>;
+        /// Group, a name or a number.
+        group []: Option<String>;
+        /// Keep a copy of the file that was there, with the time in its name.
+        backup []: bool = false;
+        /// Replace what is there; without it only a missing file is made.
+        force []: bool = true;
+        /// Where a link stands, write to what it points to instead of replacing the link.
+        follow []: bool = false;
+        /// A command that checks the new file before it replaces the old one; `%s` stands for it. There is no shell.
+        validate []: Option<String>;
+    }
+}
+
+/// The module.
+pub const DEFINITION: Definition = Definition {
+    name: "template",
+    aliases: &[],
+    summary: "renders a template to a file, atomically",
+    args: ARGS,
+    free_form: FreeForm::No,
+    needs: Needs::Template,
+    example: "- name: configuration\n  template:\n    src: consul.json.tera\n    dest: /etc/consul.d/consul.json\n    owner: consul\n    mode: \"0640\"\n    validate: consul validate %s\n",
+    plan,
+};
+
+fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
+    let args = Args::parse(&call.args)?;
+    let Some(Content::File { bytes, mode, secret }) = &call.content else {
+        return Err(Failure::new(format!("the rendered template '{}' did not come along", args.src)));
+    };
+    let perms = Perms { mode: args.mode.clone(), owner: args.owner.clone(), group: args.group.clone() };
+    let folders = Perms { mode: None, ..perms.clone() };
+    let into = call.args.get("dest").and_then(Value::as_str).is_some_and(|d| d.ends_with('/'));
+    let job = Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
+    let put = Put { validate: args.validate.clone(), backup: args.backup, secret: *secret, source_mode: *mode };
+    let name = [".tera", ".j2"].iter().find_map(|suffix| args.src.strip_suffix(suffix)).unwrap_or(&args.src);
+    planned(cx, || single(&job, name, bytes, put, Planner::new(cx, call.diff)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::place::testing, *};
+
+    #[test]
+    fn a_template_is_written_and_validated() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = |text: &str| Some(Content::File { bytes: text.into(), mode: 0o644, secret: false });
+        let call = |args: Value, text: &str| testing::call(&DEFINITION, args, content(text));
+        let dest = folder.path().join("a.json");
+        let (outcome, diffs) = testing::run_twice(&DEFINITION, &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "ok\n"));
+        assert!(outcome.changed && diffs[0].after == "ok\n");
+        let failure = testing::run(&DEFINITION, &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "bad\n")).unwrap_err();
+        assert!(failure.message.contains("validation of the new"), "{failure}");
+        assert_eq!(std::fs::read_to_string(&dest).unwrap(), "ok\n");
+        testing::run_twice(&DEFINITION, &call(json!({"src": "b.conf.j2", "dest": folder.path()}), "x"));
+        assert_eq!(std::fs::read_to_string(folder.path().join("b.conf")).unwrap(), "x");
+        assert!(plan(&testing::call(&DEFINITION, json!({"src": "a", "dest": "/x"}), None), &Cx { host: &crate::host::real::Real::new(), facts: &json!({}) }).is_err());
+    }
+}

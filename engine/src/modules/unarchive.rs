@@ -1,0 +1,555 @@
+//! `unarchive`: unpacks tar and zip archives.
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use indexmap::IndexMap;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
+    archive::{self, Entry, Kind, broken},
+    args::Mode,
+    place::{Perms, Planner, Stream, followed, hex, planned, sha256, unforeseen},
+};
+use crate::{
+    args,
+    host::{Attrs, FileKind, Read, Write, atomic::explain},
+};
+
+/// In a check, files up to this size are planned with their content, bigger ones without.
+const PLANNED_CONTENT: u64 = 8 << 20;
+
+args! {
+    /// Arguments of `unarchive`.
+    pub struct Args {
+        /// An archive from `files/` (with `remote_src`: of the host, absolute): tar, tar.gz, tar.xz, tar.zst or zip.
+        src []: String, required;
+        /// The folder that it is unpacked in. It must be there.
+        dest []: PathBuf, required;
+        /// `src` is on the host already.
+        remote_src []: bool = false;
+        /// Nothing is done if this exists.
+        creates []: Option<PathBuf>;
+        /// Unpack only what matches one of these patterns (a folder: with all that is in it).
+        include []: Vec<String>;
+        /// Leave out what matches one of these patterns.
+        exclude []: Vec<String>;
+        /// Leave off so many folders from the front of each path.
+        strip_components []: u32 = 0;
+        /// Permission bits of everything that is unpacked, as `u=rwX,go=rX`. The default is the archive's, without set-id bits.
+        mode []: Option<Mode>;
+        /// Owner, a name or a number. The owners that the archive names do not count.
+        owner []: Option<String>;
+        /// Group, a name or a number.
+        group []: Option<String>;
+        /// Give the list of paths as `files`.
+        list_files []: bool = false;
+    }
+}
+
+/// The module.
+pub const DEFINITION: Definition = Definition {
+    name: "unarchive",
+    aliases: &[],
+    summary: "unpacks an archive; a second run compares and changes nothing",
+    args: ARGS,
+    free_form: FreeForm::No,
+    needs: Needs::File,
+    example: "- name: the program\n  unarchive:\n    src: /var/cache/rollcall/consul.zip\n    remote_src: true\n    dest: /usr/local/bin\n    include: [consul]\n    mode: \"0755\"\n",
+    plan,
+};
+
+fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
+    let args = Args::parse(&call.args)?;
+    let perms = Perms { mode: args.mode.clone(), owner: args.owner.clone(), group: args.group.clone() };
+    perms.refuse_preserve("the archive's modes are kept anyway")?;
+    if args.src.contains("://") {
+        return Err(Failure::new(format!("cannot unpack {}: it is a URL", args.src)).hint("fetch it by an earlier task with download"));
+    }
+    let filter = Filter::new(&args)?;
+    planned(cx, || {
+        if let Some(path) = &args.creates
+            && cx.host.meta(path).map_err(|e| explain("look at", path, &e))?.is_some()
+        {
+            return Ok(Plan::Unchanged(Outcome::unchanged().msg(format!("{} exists", path.display()))));
+        }
+        let bytes = match bytes(&args, call, cx)? {
+            Ok(bytes) => Arc::new(bytes),
+            Err(unknown) => return Ok(unknown),
+        };
+        match cx.host.meta_follow(&args.dest).map_err(|e| explain("look at", &args.dest, &e))?.map(|m| m.kind) {
+            Some(FileKind::Directory) => {}
+            found => {
+                let what = if found.is_some() { "is not a folder" } else { "does not exist" };
+                return Err(Failure::new(format!("cannot unpack into {}: it {what}", args.dest.display()))
+                    .hint("make the folder by an earlier task with file: state=directory"));
+            }
+        }
+        let items = manifest(&bytes, &args.src, &filter)?;
+        steps(&args, &perms, &bytes, &items, Planner::new(cx, call.diff))
+    })
+}
+
+/// The archive; or, in a check, that it is not known yet.
+fn bytes(args: &Args, call: &Invocation, cx: &Cx<'_>) -> Result<Result<Vec<u8>, Plan>, Failure> {
+    if !args.remote_src {
+        return match &call.content {
+            Some(Content::File { bytes, .. }) => Ok(Ok(bytes.clone())),
+            Some(Content::Tree(_)) => Err(Failure::new(format!("cannot unpack {}: it is a folder", args.src))),
+            None => Err(Failure::new(format!("the content of '{}' did not come along", args.src))),
+        };
+    }
+    let path = Path::new(&args.src);
+    if !path.is_absolute() {
+        return Err(Failure::new(format!("argument 'src': with remote_src expected an absolute path, found '{}'", args.src)));
+    }
+    match cx.host.meta_follow(path).map_err(|e| explain("look at", path, &e))?.map(|m| m.kind) {
+        None => Err(Failure::new(format!("cannot unpack {}: it does not exist on the host", args.src))),
+        Some(FileKind::Directory) => Err(Failure::new(format!("cannot unpack {}: it is a folder", args.src))),
+        Some(_) => match cx.host.read(path) {
+            Ok(bytes) => Ok(Ok(bytes)),
+            Err(_) if cx.host.is_overlay() => {
+                Ok(Err(unforeseen(format!("what is in {} is known only when the run has fetched it", args.src))))
+            }
+            Err(e) => Err(explain("read", path, &e)),
+        },
+    }
+}
+
+/// Which entries are wanted, and under which path.
+struct Filter {
+    include: Vec<(String, GlobSet)>,
+    exclude: GlobSet,
+    strip: usize,
+}
+
+impl Filter {
+    fn new(args: &Args) -> Result<Self, Failure> {
+        let one = |name: &str, pattern: &str| {
+            let pattern = pattern.trim_end_matches('/');
+            Glob::new(pattern).map_err(|e| Failure::new(format!("argument '{name}': '{pattern}' is no pattern: {}", e.kind())))
+        };
+        let build = |globs: Vec<Glob>| {
+            let mut set = GlobSetBuilder::new();
+            for glob in globs {
+                set.add(glob);
+            }
+            set.build().map_err(|e| Failure::new(format!("the patterns cannot be used: {e}")))
+        };
+        let include = args.include.iter().map(|p| Ok((p.clone(), build(vec![one("include", p)?])?)));
+        let exclude = args.exclude.iter().map(|p| one("exclude", p)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            include: include.collect::<Result<_, Failure>>()?,
+            exclude: build(exclude)?,
+            strip: args.strip_components as usize,
+        })
+    }
+
+    fn wants(&self, path: &Path) -> bool {
+        let hit = |set: &GlobSet| path.ancestors().any(|a| set.is_match(a));
+        (self.include.is_empty() || self.include.iter().any(|(_, set)| hit(set))) && !hit(&self.exclude)
+    }
+
+    fn stripped(&self, path: &Path) -> Option<PathBuf> {
+        let rest: PathBuf = path.components().skip(self.strip).collect();
+        Some(rest).filter(|p| !p.as_os_str().is_empty())
+    }
+}
+
+/// An entry that is wanted.
+struct Item {
+    number: usize,
+    entry: Entry,
+    /// Of a file's content.
+    sum: String,
+}
+
+/// Reads the whole archive once, so that nothing is written of one that is broken or unsafe. Of two entries with one
+/// path the later counts, as with tar.
+fn manifest(bytes: &[u8], name: &str, filter: &Filter) -> Result<IndexMap<PathBuf, Item>, Failure> {
+    let mut items: IndexMap<PathBuf, Item> = IndexMap::new();
+    let mut hit = vec![false; filter.include.len()];
+    archive::walk(bytes, name, &mut |number, entry, content| {
+        for (i, (_, set)) in filter.include.iter().enumerate() {
+            hit[i] |= entry.path.ancestors().any(|a| set.is_match(a));
+        }
+        if !filter.wants(&entry.path) {
+            return Ok(());
+        }
+        let Some(path) = filter.stripped(&entry.path) else { return Ok(()) };
+        let mut entry = Entry { path: path.clone(), ..entry.clone() };
+        let mut sum = String::new();
+        match &entry.kind {
+            Kind::File => (sum, entry.size) = digest(content).map_err(|e| broken(name, &e))?,
+            Kind::HardLink(to) => {
+                let to = filter.stripped(to).unwrap_or_default();
+                entry.kind = Kind::HardLink(to);
+            }
+            Kind::Folder | Kind::Link(_) => {}
+        }
+        items.insert(path, Item { number, entry, sum });
+        Ok(())
+    })?;
+    if let Some(i) = hit.iter().position(|h| !h) {
+        return Err(Failure::new(format!("the pattern '{}' of 'include' matches nothing in {name}", filter.include[i].0)));
+    }
+    if items.is_empty() {
+        return Err(Failure::new(format!("there is nothing to unpack in {name}")));
+    }
+    for (path, item) in &items {
+        if let Some(link) = path.ancestors().skip(1).find(|a| items.get(*a).is_some_and(|i| i.entry.kind != Kind::Folder)) {
+            let message = format!("refused to unpack {name}: the entry '{}' is unsafe: {} is no folder in it", path.display(), link.display());
+            return Err(Failure::new(message).hint("nothing was written"));
+        }
+        if let Kind::HardLink(to) = &item.entry.kind
+            && !items.get(to).is_some_and(|i| i.entry.kind == Kind::File)
+        {
+            return Err(Failure::new(format!("cannot unpack {name}: {} is a hard link to {}, which is not unpacked", path.display(), to.display())));
+        }
+    }
+    Ok(items)
+}
+
+fn digest(content: &mut dyn std::io::Read) -> std::io::Result<(String, u64)> {
+    let (mut hasher, mut chunk, mut size) = (Sha256::new(), vec![0; 64 * 1024], 0);
+    loop {
+        let n = content.read(&mut chunk)?;
+        if n == 0 {
+            return Ok((hex(&hasher.finalize()), size));
+        }
+        hasher.update(&chunk[..n]);
+        size += n as u64;
+    }
+}
+
+/// Folders, then files, then links.
+fn steps(
+    args: &Args,
+    perms: &Perms,
+    bytes: &Arc<Vec<u8>>,
+    items: &IndexMap<PathBuf, Item>,
+    mut planner: Planner<'_>,
+) -> Result<Plan, Failure> {
+    let dest = followed(&planner.host, &args.dest)?;
+    for path in items.keys() {
+        refuse_links(&dest, path, &planner)?;
+    }
+    let asked = perms.mode.is_some() || perms.owner.is_some() || perms.group.is_some();
+    for (path, item) in items.iter().filter(|(_, i)| i.entry.kind == Kind::Folder) {
+        let at = dest.join(path);
+        // A folder that is there keeps its owner and mode, unless the task asks for others.
+        if asked || planner.meta(&at)?.is_none_or(|m| m.kind != FileKind::Directory) {
+            let mode = perms.mode.clone().or(Some(Mode::Bits(item.entry.mode)));
+            planner.folder(&at, &Perms { mode, ..perms.clone() }, 0o755)?;
+        }
+    }
+    let mut wanted = BTreeMap::new();
+    for (path, item) in items.iter().filter(|(_, i)| i.entry.kind == Kind::File) {
+        let at = dest.join(path);
+        if let Some(parent) = at.parent()
+            && planner.meta(parent)?.is_none()
+        {
+            planner.folder(parent, &Perms { mode: None, ..perms.clone() }, 0o755)?;
+        }
+        let current = planner.meta(&at)?.filter(|m| m.kind == FileKind::File);
+        let start = crate::host::Meta { mode: item.entry.mode, ..current.clone().unwrap_or_else(|| blank(item.entry.mode)) };
+        let attrs = Attrs { mode: Some(perms.attrs(Some(&start), 0, false).mode.unwrap_or(item.entry.mode)), ..perms.attrs(None, 0, false) };
+        let same = match current {
+            Some(meta) if meta.size == item.entry.size => {
+                planner.host.read(&at).map(|b| sha256(&b) == item.sum).map_err(|e| explain("read", &at, &e))?
+            }
+            _ => false,
+        };
+        if same {
+            planner.attrs(&at, &attrs)?;
+        } else {
+            planner.expect(&at, &attrs, format!("{} bytes, sha256:{}\n", item.entry.size, item.sum))?;
+            wanted.insert(item.number, (at, attrs));
+        }
+    }
+    if !wanted.is_empty() {
+        planner.stream(Box::new(Files { archive: Arc::clone(bytes), name: args.src.clone(), wanted }));
+    }
+    links(&dest, perms, items, &mut planner)?;
+    let mut outcome = Outcome::unchanged().with("src", args.src.clone()).with("handler", archive::format(bytes, &args.src)?);
+    if args.list_files {
+        outcome = outcome.with("files", items.keys().map(|p| p.display().to_string()).collect::<Vec<_>>());
+    }
+    let outcome = planner.results(outcome, &dest)?;
+    Ok(planner.finish(outcome))
+}
+
+/// The starting point of a symbolic mode for a file that is not there: the archive's.
+fn blank(mode: u32) -> crate::host::Meta {
+    crate::host::Meta {
+        kind: FileKind::File,
+        mode,
+        owner: String::new(),
+        group: String::new(),
+        size: 0,
+        modified: std::time::UNIX_EPOCH,
+        identity: (0, 0),
+    }
+}
+
+fn links(dest: &Path, perms: &Perms, items: &IndexMap<PathBuf, Item>, planner: &mut Planner<'_>) -> Result<(), Failure> {
+    for (path, item) in items {
+        let at = dest.join(path);
+        let current = planner.meta(&at)?;
+        match &item.entry.kind {
+            Kind::Link(target) => {
+                let there = current.is_some_and(|m| m.kind == FileKind::Symlink)
+                    && planner.host.read_link(&at).map_err(|e| explain("read", &at, &e))? == *target;
+                if !there {
+                    parents(&at, perms, planner)?;
+                    planner.symlink(target, &at)?;
+                }
+            }
+            Kind::HardLink(target) => {
+                let source = dest.join(target);
+                let identity = planner.meta(&source)?.map(|m| m.identity);
+                if current.map(|m| m.identity) != identity {
+                    parents(&at, perms, planner)?;
+                    planner.hard_link(&source, &at)?;
+                }
+            }
+            Kind::File | Kind::Folder => {}
+        }
+    }
+    Ok(())
+}
+
+fn parents(at: &Path, perms: &Perms, planner: &mut Planner<'_>) -> Result<(), Failure> {
+    match at.parent() {
+        Some(parent) if planner.meta(parent)?.is_none() => planner.folder(parent, &Perms { mode: None, ..perms.clone() }, 0o755),
+        _ => Ok(()),
+    }
+}
+
+/// Below `dest` nothing is written through links that stand there.
+fn refuse_links(dest: &Path, path: &Path, planner: &Planner<'_>) -> Result<(), Failure> {
+    for part in path.ancestors().skip(1).filter(|a| !a.as_os_str().is_empty()) {
+        let at = dest.join(part);
+        match planner.meta(&at)?.map(|m| m.kind) {
+            Some(FileKind::Symlink) => {
+                return Err(Failure::new(format!("refused to unpack {}: {} is a link", path.display(), at.display()))
+                    .hint("nothing was written; remove the link, or unpack where it leads"));
+            }
+            Some(FileKind::Directory) | None => {}
+            Some(_) => return Err(Failure::new(format!("cannot unpack {}: {} is not a folder", path.display(), at.display()))),
+        }
+    }
+    Ok(())
+}
+
+/// Files that are unpacked in one walk through the archive.
+#[derive(Debug)]
+struct Files {
+    archive: Arc<Vec<u8>>,
+    name: String,
+    /// By the number of the entry.
+    wanted: BTreeMap<usize, (PathBuf, Attrs)>,
+}
+
+impl Stream for Files {
+    fn paths(&self) -> Vec<PathBuf> {
+        self.wanted.values().map(|(path, _)| path.clone()).collect()
+    }
+
+    fn run(&self, host: &mut dyn Write) -> Result<(), Failure> {
+        let mut done = false;
+        archive::walk(&self.archive, &self.name, &mut |number, entry, content| {
+            let Some((path, attrs)) = self.wanted.get(&number) else { return Ok(()) };
+            if host.is_overlay() && entry.size <= PLANNED_CONTENT {
+                let mut bytes = Vec::new();
+                content.take(PLANNED_CONTENT).read_to_end(&mut bytes).map_err(|e| broken(&self.name, &e))?;
+                return host.write(path, &bytes, attrs, None);
+            }
+            host.receive(path, attrs, &mut |out| {
+                let mut chunk = vec![0; 64 * 1024];
+                loop {
+                    match content.read(&mut chunk).map_err(|e| broken(&self.name, &e))? {
+                        0 => return Ok(()),
+                        n => out.write_all(&chunk[..n]).map_err(|e| explain("write", path, &e))?,
+                    }
+                }
+            })?;
+            done = true;
+            Ok(())
+        })
+        .map_err(|f| Failure { changed: f.changed || done, ..f })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _};
+
+    use serde_json::{Value, json};
+
+    use super::{super::place::testing, *};
+
+    fn header(path: &str, kind: tar::EntryType, mode: u32, size: usize, link: &str) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        // Written as bytes: the library refuses to make what this test is about.
+        header.as_gnu_mut().unwrap().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_gnu_mut().unwrap().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size as u64);
+        header.set_uid(12345);
+        header.set_cksum();
+        header
+    }
+
+    /// Entries: path, kind, content or link.
+    fn tar_of(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, kind, text) in entries {
+            let file = *kind == tar::EntryType::Regular;
+            let (content, link) = if file { (*text, "") } else { ("", *text) };
+            let mode = if *kind == tar::EntryType::Directory { 0o755 } else { 0o4750 };
+            builder.append(&header(path, *kind, mode, content.len(), link), content.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
+
+    fn sample() -> Vec<u8> {
+        tar_of(&[
+            ("./", Directory, ""),
+            ("./app/", Directory, ""),
+            ("./app/run", Regular, "#!/bin/sh\n"),
+            ("./app/doc/readme", Regular, "text"),
+            ("./app/same", Link, "app/run"),
+            ("./current", Symlink, "app"),
+        ])
+    }
+
+    fn call(bytes: Vec<u8>, args: Value) -> Invocation {
+        testing::call(&DEFINITION, args, Some(Content::File { bytes, mode: 0o644, secret: false }))
+    }
+
+    fn fails(bytes: Vec<u8>, args: Value) -> Failure {
+        testing::run(&DEFINITION, &call(bytes, args)).unwrap_err()
+    }
+
+    fn empty(folder: &Path) -> bool {
+        fs::read_dir(folder).unwrap().next().is_none()
+    }
+
+    #[test]
+    fn every_kind_is_unpacked_and_a_second_run_changes_nothing() {
+        let plain = sample();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        xz.write_all(&plain).unwrap();
+        let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
+        for (kind, bytes) in [("tar", plain.clone()), ("tar.gz", gz.finish().unwrap()), ("tar.xz", xz.finish().unwrap()), ("tar.zst", zstd)] {
+            let folder = tempfile::tempdir().unwrap();
+            let (outcome, diffs) = testing::run_twice(&DEFINITION, &call(bytes, json!({"src": "a", "dest": folder.path(), "list_files": true})));
+            assert!(outcome.changed && diffs.iter().any(|d| d.what.ends_with("app/run")));
+            assert_eq!(outcome.data["handler"], kind);
+            assert_eq!(outcome.data["files"], json!(["app", "app/run", "app/doc/readme", "app/same", "current"]));
+            assert_eq!(fs::read_to_string(folder.path().join("current/doc/readme")).unwrap(), "text");
+            let mode = fs::metadata(folder.path().join("app/run")).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode, 0o750, "the archive's mode without set-id bits");
+            fs::write(folder.path().join("app/run"), "#!/bin/SH\n").unwrap();
+            let (again, diffs) = testing::run(&DEFINITION, &call(plain.clone(), json!({"src": "a", "dest": folder.path()}))).unwrap();
+            assert!(again.changed && diffs.len() == 2, "the file, and the hard link to it: {diffs:?}");
+        }
+    }
+
+    #[test]
+    fn zip_with_filters_modes_and_stripping() {
+        use zip::write::SimpleFileOptions;
+        let mut writer = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        writer.start_file("consul_1/consul", SimpleFileOptions::default().unix_permissions(0o755)).unwrap();
+        writer.write_all(&vec![b'x'; 300_000]).unwrap();
+        writer.start_file("consul_1/LICENSE.txt", SimpleFileOptions::default()).unwrap();
+        writer.write_all(b"free").unwrap();
+        let bytes = writer.finish().unwrap().into_inner();
+        let folder = tempfile::tempdir().unwrap();
+        let args = json!({"src": "c.zip", "dest": folder.path(), "exclude": "*.txt", "strip_components": 1, "mode": "u=rwX,go=rX"});
+        testing::run_twice(&DEFINITION, &call(bytes.clone(), args));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(folder.path().join("consul")).unwrap().permissions().mode() & 0o777, 0o755);
+        let none = json!({"src": "c.zip", "dest": folder.path(), "include": ["nomad"]});
+        assert!(fails(bytes.clone(), none).message.contains("'nomad' of 'include' matches nothing"));
+        let dest = tempfile::tempdir().unwrap();
+        assert!(fails(bytes[..bytes.len() / 2].to_vec(), json!({"src": "c.zip", "dest": dest.path()})).message.contains("cannot unpack c.zip"));
+        let mut flipped = bytes.clone();
+        flipped[120] ^= 1;
+        assert!(fails(flipped, json!({"src": "c.zip", "dest": dest.path()})).message.contains("cannot unpack"));
+        assert!(empty(dest.path()));
+        let remote = dest.path().join("c.zip");
+        fs::write(&remote, &bytes).unwrap();
+        let args = json!({"src": remote, "remote_src": true, "dest": dest.path(), "creates": dest.path().join("consul_1/consul")});
+        let call = testing::call(&DEFINITION, args, None);
+        testing::run_twice(&DEFINITION, &call);
+        let (again, _) = testing::run(&DEFINITION, &call).unwrap();
+        assert!(again.msg.unwrap().ends_with("consul_1/consul exists"));
+    }
+
+    #[test]
+    fn unsafe_archives_are_refused_before_anything_is_written() {
+        let good = ("good", Regular, "x");
+        for (bad, why) in [
+            (vec![("../evil", Regular, "x")], "leads out"),
+            (vec![("/etc/evil", Regular, "x")], "leads out"),
+            (vec![("a/../../evil", Regular, "x")], "leads out"),
+            (vec![("l", Symlink, "/etc")], "link out"),
+            (vec![("l", Symlink, "../..")], "link out"),
+            (vec![("d/l", Symlink, "x/../../..")], "link out"),
+            (vec![("d/", Directory, ""), ("l", Symlink, "d"), ("l/evil", Regular, "x")], "is no folder in it"),
+            (vec![("h", Link, "/etc/passwd")], "leads out"),
+            (vec![("h", Link, "missing")], "which is not unpacked"),
+            (vec![("dev", Char, "")], "neither file"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let dest = folder.path().join("dest");
+            fs::create_dir(&dest).unwrap();
+            let mut entries = vec![good];
+            entries.extend(bad);
+            let failure = fails(tar_of(&entries), json!({"src": "a.tar", "dest": dest}));
+            assert!(failure.message.contains(why), "{failure}");
+            assert!(empty(&dest) && fs::read_dir(folder.path()).unwrap().count() == 1);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (dest, out) = (folder.path().join("dest"), folder.path().join("out"));
+        fs::create_dir(&dest).unwrap();
+        fs::create_dir(&out).unwrap();
+        std::os::unix::fs::symlink(&out, dest.join("app")).unwrap();
+        assert!(fails(sample(), json!({"src": "a", "dest": dest})).message.contains("is a link") && empty(&out));
+    }
+
+    #[test]
+    fn broken_archives_and_bad_calls() {
+        let folder = tempfile::tempdir().unwrap();
+        let dest = json!({"src": "a", "dest": folder.path()});
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&sample()).unwrap();
+        let gz = gz.finish().unwrap();
+        assert!(fails(gz[..gz.len() / 2].to_vec(), dest.clone()).hint.unwrap().contains("ends too early"));
+        let mut wrong = gz.clone();
+        let crc = wrong.len() - 6;
+        wrong[crc] ^= 0xff;
+        assert!(fails(wrong, dest.clone()).message.contains("cannot unpack a"));
+        assert!(fails(sample()[..1600].to_vec(), dest.clone()).message.contains("cannot unpack a"));
+        assert!(fails(b"BZh9xxxx".to_vec(), dest.clone()).message.contains("bzip2"));
+        assert!(fails(b"hello".to_vec(), dest.clone()).message.contains("no archive"));
+        assert!(fails(Vec::new(), dest).message.contains("it is empty"));
+        assert!(empty(folder.path()));
+        assert!(fails(sample(), json!({"src": "a", "dest": folder.path().join("no")})).message.contains("does not exist"));
+        assert!(fails(sample(), json!({"src": "http://x/a", "dest": folder.path()})).hint.unwrap().contains("download"));
+        assert!(fails(sample(), json!({"src": "/no/such", "remote_src": true, "dest": folder.path()})).message.contains("on the host"));
+    }
+}

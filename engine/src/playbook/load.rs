@@ -1,0 +1,525 @@
+//! Reading playbooks: everything wrong in all files is told in one go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+};
+
+use serde_json::Value;
+
+use super::{
+    files::{Blob, EMBEDDED, Tree, shown},
+    keywords::{self, Class, On, Status},
+    model::{Bundle, Handler, Play, RoleId},
+    syntax,
+};
+use crate::{
+    diag::{Diagnostic, Diagnostics, Sources, Span},
+    node::{Kind, Node},
+    project::Project,
+    roles::EmbeddedRoles,
+    template,
+    vars::{Layer, Scope, Var, Vars},
+};
+
+/// Reads playbooks.
+#[derive(Clone, Copy)]
+pub struct Loader<'a> {
+    /// Where texts are kept for messages.
+    pub sources: &'a Sources,
+    /// Where roles and playbooks are looked for.
+    pub project: &'a Project,
+    /// The roles and playbooks that come with the program.
+    pub embedded_roles: &'a dyn EmbeddedRoles,
+    /// `-e`: names of files, roles and the like may be made of these.
+    pub extra: &'a Vars,
+}
+
+impl std::fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("project", &self.project).finish_non_exhaustive()
+    }
+}
+
+/// What was read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The plays and what they need. Give it to [`select_tags`](super::select_tags) before it is used.
+    pub bundle: Bundle,
+    /// Where to read the bytes of each hash in [`Bundle::files`].
+    pub contents: BTreeMap<String, Blob>,
+    /// Worth telling, in order of place.
+    pub warnings: Vec<Diagnostic>,
+    /// Which roles were taken from where, in order of use.
+    pub roles_used: Vec<RoleUsed>,
+}
+
+/// A role that was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleUsed {
+    /// Its name.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// It came with the program.
+    pub embedded: bool,
+}
+
+impl Loader<'_> {
+    /// Reads and checks playbooks with their roles, tasks, templates and variable files.
+    ///
+    /// A playbook is a path, or the bare name of one in the project's playbook folders or of ours. The errors are all
+    /// that were found, sorted by place; warnings are among them.
+    pub fn load(&self, playbooks: &[PathBuf]) -> Result<Loaded, Diagnostics> {
+        let mut state = State::new(*self);
+        for playbook in playbooks {
+            match state.find_playbook(playbook) {
+                Ok(path) => state.playbook(&path, Span::NONE, &mut Vec::new()),
+                Err(wrong) => state.out.push(wrong),
+            }
+        }
+        state.finish()
+    }
+}
+
+/// What surrounds a list of tasks that is being read.
+#[derive(Clone, Debug)]
+pub(super) struct Cx {
+    /// The folder of the file.
+    pub(super) dir: PathBuf,
+    /// The play's place.
+    pub(super) play: Span,
+    /// The role.
+    pub(super) role: Option<Rc<RoleCx>>,
+    /// Handlers are read.
+    pub(super) handlers: bool,
+    /// Files being read, outermost first.
+    pub(super) files: Vec<PathBuf>,
+    /// Modules with the arguments that `module_defaults` give them.
+    pub(super) defaulted: Vec<(String, Vec<String>)>,
+}
+
+/// The role whose tasks are read.
+#[derive(Debug)]
+pub(super) struct RoleCx {
+    pub(super) id: RoleId,
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    /// Uses that led here, outermost first: folder and task file, with the name to show.
+    pub(super) chain: Vec<(PathBuf, String, String)>,
+    /// Conditions of those uses.
+    pub(super) when: Vec<String>,
+}
+
+/// A notification to be looked up when the play has been read.
+#[derive(Debug)]
+pub(super) struct Notified {
+    pub(super) name: String,
+    pub(super) span: Span,
+}
+
+/// Reading in progress.
+pub(super) struct State<'a> {
+    pub(super) loader: Loader<'a>,
+    pub(super) out: Diagnostics,
+    pub(super) bundle: Bundle,
+    pub(super) tree: Tree,
+    pub(super) roles_used: Vec<RoleUsed>,
+    next_task: u32,
+    /// Variables that are known without a host.
+    pub(super) known: Scope,
+    pub(super) handlers: Vec<Handler>,
+    pub(super) notified: Vec<Notified>,
+    pub(super) public: Vec<RoleId>,
+    /// First use of each role in this play, by everything that makes uses differ.
+    pub(super) first_use: HashMap<String, RoleId>,
+    /// Task files that were read, or are being read.
+    pub(super) task_files: BTreeSet<PathBuf>,
+    /// Roles whose files were taken in.
+    pub(super) taken_in: BTreeSet<PathBuf>,
+    /// Templates that were checked.
+    pub(super) checked: BTreeSet<PathBuf>,
+}
+
+impl<'a> State<'a> {
+    fn new(loader: Loader<'a>) -> Self {
+        Self {
+            loader,
+            out: Diagnostics::default(),
+            bundle: Bundle::default(),
+            tree: Tree::default(),
+            roles_used: Vec::new(),
+            next_task: 1,
+            known: Scope::of(loader.extra.clone()),
+            handlers: Vec::new(),
+            notified: Vec::new(),
+            public: Vec::new(),
+            first_use: HashMap::new(),
+            task_files: BTreeSet::new(),
+            taken_in: BTreeSet::new(),
+            checked: BTreeSet::new(),
+        }
+    }
+
+    fn finish(mut self) -> Result<Loaded, Diagnostics> {
+        let sources = self.loader.sources;
+        let path = |d: &Diagnostic| sources.get(d.span.file).map(|s| s.path.clone());
+        let mut found = std::mem::take(&mut self.out.0);
+        found.sort_by_cached_key(|d| (path(d), d.span.line, d.span.column, std::cmp::Reverse(d.severity)));
+        let mut seen = std::collections::HashSet::new();
+        found.retain(|d| seen.insert((path(d), d.span.line, d.span.column, d.message.clone())));
+        let found = Diagnostics(found);
+        if found.has_errors() {
+            return Err(found);
+        }
+        self.bundle.sources = sources.paths();
+        Ok(Loaded {
+            bundle: self.bundle,
+            contents: self.tree.contents,
+            warnings: found.0,
+            roles_used: self.roles_used,
+        })
+    }
+
+    /// A path, else a bare name in the project's folders, else one of ours.
+    fn find_playbook(&mut self, given: &Path) -> Result<PathBuf, Diagnostic> {
+        if given.is_file() {
+            return Ok(shown(given));
+        }
+        let bare = given.components().count() == 1;
+        let names: Vec<PathBuf> = match given.extension() {
+            Some(_) => vec![given.to_path_buf()],
+            None => ["yaml", "yml"].iter().map(|e| given.with_extension(e)).collect(),
+        };
+        let folders = if bare { &self.loader.project.playbooks[..] } else { &[] };
+        for folder in std::iter::once(Path::new("")).chain(folders.iter().map(PathBuf::as_path)) {
+            if let Some(path) = names.iter().map(|n| folder.join(n)).find(|p| p.is_file()) {
+                return Ok(shown(&path));
+            }
+        }
+        if bare {
+            for name in &names {
+                if let Some(bytes) = self.loader.embedded_roles.playbook(&name.to_string_lossy()) {
+                    let dir = Path::new(EMBEDDED).join("playbooks");
+                    self.tree.embed(&dir, vec![(name.clone(), bytes, 0o644)]);
+                    return Ok(dir.join(name));
+                }
+            }
+        }
+        let mut known = self.loader.embedded_roles.playbooks();
+        for folder in folders {
+            known.extend(self.tree.names(folder).into_iter().filter(|n| super::files::is_yaml(Path::new(n))));
+        }
+        let what = if given.is_dir() { "is a folder, not a playbook" } else { "does not exist" };
+        Err(Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()))
+            .nearest(&given.to_string_lossy(), known.iter().map(String::as_str)))
+    }
+
+    /// Reads a playbook's plays. `open` are the playbooks being read.
+    fn playbook(&mut self, path: &Path, used: Span, open: &mut Vec<PathBuf>) {
+        if open.iter().any(|p| p == path) {
+            let chain: Vec<String> = open.iter().map(|p| p.as_path()).chain([path]).map(|p| p.display().to_string()).collect();
+            self.out.push(Diagnostic::error(used, format!("playbooks import each other: {}", chain.join(" -> "))));
+            return;
+        }
+        let Some(node) = self.yaml(path, used) else { return };
+        let plays = match &node.kind {
+            Kind::List(plays) if !plays.is_empty() => plays,
+            Kind::Map(_) => {
+                self.out.push(
+                    Diagnostic::error(node.span, "a playbook is a list of plays, found a mapping")
+                        .hint("start each play with '- ': - hosts: all"),
+                );
+                return;
+            }
+            Kind::List(_) | Kind::Null => {
+                self.out.push(Diagnostic::error(node.span, "the playbook holds no play").hint("a play starts with '- hosts: '"));
+                return;
+            }
+            _ => {
+                self.out.push(node.expected("a list of plays"));
+                return;
+            }
+        };
+        open.push(path.to_path_buf());
+        for play in plays {
+            let imported = ["import_playbook", "ansible.builtin.import_playbook"].iter().find_map(|k| play.get(k));
+            match imported {
+                Some(target) => self.import_playbook(play, target, path, open),
+                None => {
+                    if let Some(play) = self.play(play, path) {
+                        self.bundle.plays.push(play);
+                    }
+                }
+            }
+        }
+        open.pop();
+    }
+
+    fn import_playbook(&mut self, node: &Node, target: &Node, from: &Path, open: &mut Vec<PathBuf>) {
+        self.check_keys(On::ImportPlaybook, node, &["ansible.builtin.import_playbook"]);
+        let Some(name) = self.known_text(target, "the playbook's name") else { return };
+        let path = shown(&from.parent().unwrap_or(Path::new("")).join(&name));
+        if !self.tree.is_file(&path) {
+            let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+            let near = self.siblings(&dir);
+            self.out.push(
+                Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()))
+                    .nearest(&name, near.iter().map(String::as_str)),
+            );
+            return;
+        }
+        let first = self.bundle.plays.len();
+        self.playbook(&path, target.span, open);
+        let inherit = self.inherit(node, Layer::Play);
+        let added: Vec<(String, Var)> = inherit.vars.iter().flat_map(|v| v.iter().map(|(k, v)| (k.clone(), v.clone()))).collect();
+        let inherit = super::model::Inherit { vars: Vec::new(), ..inherit };
+        for play in &mut self.bundle.plays[first..] {
+            if !added.is_empty() {
+                Arc::make_mut(&mut play.vars).extend(added.iter().cloned());
+            }
+            for list in [&mut play.pre_tasks, &mut play.tasks, &mut play.post_tasks] {
+                inherit.lay_on(list);
+            }
+            for handler in &mut play.handlers {
+                inherit.lay_on_task(&mut handler.task);
+            }
+        }
+    }
+
+    /// YAML files beside a path, for suggestions.
+    pub(super) fn siblings(&self, dir: &Path) -> Vec<String> {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        std::fs::read_dir(dir)
+            .map(|entries| {
+                let mut names: Vec<String> = entries
+                    .flatten()
+                    .filter(|e| super::files::is_yaml(&e.path()))
+                    .map(|e| e.file_name().to_string_lossy().into_owned())
+                    .collect();
+                names.sort();
+                names
+            })
+            .unwrap_or_default()
+    }
+
+    /// The tree of a file; `None` if it cannot be read, which has been told.
+    pub(super) fn yaml(&mut self, path: &Path, used: Span) -> Option<Arc<Node>> {
+        match self.tree.yaml(self.loader.sources, path, used) {
+            Ok(node) => node,
+            Err(wrong) => {
+                self.out.push(wrong);
+                None
+            }
+        }
+    }
+
+    pub(super) fn next_id(&mut self) -> u32 {
+        let id = self.next_task;
+        self.next_task += 1;
+        id
+    }
+
+    /// Notes an error and goes on.
+    pub(super) fn told<T>(&mut self, result: Result<T, Diagnostic>) -> Option<T> {
+        result.map_err(|wrong| self.out.push(wrong)).ok()
+    }
+
+    /// Tells of keys that may not stand here. Returns those that are no keyword at all.
+    pub(super) fn keys<'n>(&mut self, on: On, node: &'n Node, others: &[&str]) -> Vec<&'n (crate::node::Key, Node)> {
+        let Kind::Map(entries) = &node.kind else { return Vec::new() };
+        let mut unknown = Vec::new();
+        for entry in entries {
+            let key = &entry.0;
+            if others.contains(&key.name.as_str()) {
+                continue;
+            }
+            match keywords::classify(on, &key.name) {
+                Class::Known(keyword) => match keyword.status {
+                    Status::Taken => {}
+                    Status::Ignored(why) => {
+                        self.out.push(Diagnostic::warning(key.span, format!("'{}' has no effect: {why}", key.name)));
+                    }
+                    Status::NotYet(instead) => {
+                        self.out.push(
+                            Diagnostic::error(key.span, format!("keyword '{}' is not taken yet", key.name)).hint(instead),
+                        );
+                    }
+                },
+                Class::Misplaced(keyword) => {
+                    let places: Vec<&str> = keyword.on.iter().map(|o| o.describe()).collect();
+                    self.out.push(
+                        Diagnostic::error(key.span, format!("keyword '{}' cannot stand in {}", key.name, on.describe()))
+                            .hint(format!("it stands in {}", places.join(", "))),
+                    );
+                }
+                Class::Unknown => unknown.push(entry),
+            }
+        }
+        unknown
+    }
+
+    /// As [`State::keys`], and each unknown key is an error.
+    pub(super) fn check_keys(&mut self, on: On, node: &Node, others: &[&'static str]) {
+        for (key, _) in self.keys(on, node, others) {
+            let known: Vec<&str> = keywords::taken_on(on).collect();
+            self.out.push(
+                Diagnostic::error(key.span, format!("unknown keyword '{}' in {}", key.name, on.describe()))
+                    .nearest(&key.name, known),
+            );
+        }
+    }
+
+    /// Variables under `vars:` or in a file.
+    pub(super) fn vars(&mut self, node: &Node, layer: Layer) -> Vars {
+        let mut vars = Vars::new();
+        let entries = match &node.kind {
+            Kind::Null => return vars,
+            Kind::Map(entries) => entries,
+            _ => {
+                self.out.push(node.expected("variables (a mapping)"));
+                return vars;
+            }
+        };
+        for (key, value) in entries {
+            if !is_identifier(&key.name) {
+                self.out.push(
+                    Diagnostic::error(key.span, format!("'{}' is no name for a variable", key.name))
+                        .hint("names are letters, digits and _, and do not start with a digit"),
+                );
+                continue;
+            }
+            self.check_text(value);
+            vars.insert(key.name.clone(), Var { origin: key.span, ..Var::raw(value.clone(), layer) });
+        }
+        vars
+    }
+
+    /// Checks the syntax of all text in a tree.
+    pub(super) fn check_text(&mut self, node: &Node) {
+        match &node.kind {
+            Kind::Str(text) => {
+                if let Err(wrong) = syntax::text(text, node.span) {
+                    self.out.push(wrong);
+                }
+            }
+            Kind::List(items) => items.iter().for_each(|n| self.check_text(n)),
+            Kind::Map(entries) => entries.iter().for_each(|(_, n)| self.check_text(n)),
+            _ => {}
+        }
+    }
+
+    /// A value that must be known before the run: expressions see `-e` and the play's variables only.
+    pub(super) fn known_value(&mut self, node: &Node, what: &str) -> Option<Value> {
+        if !syntax::has_expression(node) {
+            return Some(node.to_value());
+        }
+        match template::render(node, &self.known) {
+            Ok(value) => Some(value),
+            Err(template::EvalError::Wrong(wrong)) => {
+                self.out.push(
+                    Diagnostic::error(node.span, format!("{what} must be known before the run: {}", wrong.message))
+                        .hint("only -e and the play's vars can be used here"),
+                );
+                None
+            }
+            Err(template::EvalError::Unknown(why)) => {
+                self.out.push(Diagnostic::error(node.span, format!("{what} must be known before the run: {why}")));
+                None
+            }
+        }
+    }
+
+    /// Text that must be known before the run.
+    pub(super) fn known_text(&mut self, node: &Node, what: &str) -> Option<String> {
+        let value = self.known_value(node, what)?;
+        let read = Node::from_value(&value, node.span).scalar_text();
+        let text = self.told(read.map_err(|d| Diagnostic { message: format!("{what}: {}", d.message), ..d }))?;
+        if text.is_empty() {
+            self.out.push(Diagnostic::error(node.span, format!("{what} is empty")));
+            return None;
+        }
+        Some(text)
+    }
+
+    /// A boolean that must be known before the run.
+    pub(super) fn known_bool(&mut self, node: &Node, key: &str) -> Option<bool> {
+        let value = self.known_value(node, &format!("'{key}'"))?;
+        let rendered = syntax::has_expression(node);
+        match &value {
+            Value::Bool(b) => Some(*b),
+            Value::String(text) if rendered => match text.to_lowercase().as_str() {
+                "true" | "yes" | "on" | "1" => Some(true),
+                "false" | "no" | "off" | "0" => Some(false),
+                _ => self.told(Err(node.expected(&format!("true or false for '{key}'")))),
+            },
+            _ => {
+                let found = Node::from_value(&value, node.span);
+                let shown = match &value {
+                    Value::String(s) => format!("the string '{s}'"),
+                    _ => found.describe().to_owned(),
+                };
+                self.out.push(Diagnostic::error(node.span, format!("'{key}' must be true or false, found {shown}")));
+                None
+            }
+        }
+    }
+
+    /// A whole number from 1 that must be known before the run.
+    pub(super) fn known_count(&mut self, node: &Node, key: &str) -> Option<usize> {
+        let value = self.known_value(node, &format!("'{key}'"))?;
+        let number = match &value {
+            Value::Number(n) => n.as_u64(),
+            Value::String(s) => s.trim().parse().ok(),
+            _ => None,
+        };
+        match number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) {
+            Some(n) => Some(n),
+            None => {
+                self.out.push(Diagnostic::error(node.span, format!("'{key}' must be a whole number from 1")));
+                None
+            }
+        }
+    }
+
+    /// Ends a play: its handlers in order, its notifications checked.
+    pub(super) fn settle(&mut self, play: &mut Play) {
+        play.handlers.append(&mut self.handlers);
+        play.public = std::mem::take(&mut self.public);
+        self.check_notified(&play.handlers);
+        self.first_use.clear();
+    }
+
+    fn check_notified(&mut self, handlers: &[Handler]) {
+        let mut names: Vec<String> = Vec::new();
+        for handler in handlers {
+            names.extend(handler.listen.iter().cloned());
+            if let Some(name) = handler.task.name.as_ref().and_then(Node::as_str) {
+                names.push(name.to_owned());
+                let role = handler.task.role.and_then(|id| self.bundle.roles.get(id.0 as usize));
+                names.extend(role.map(|r| format!("{} : {name}", r.name)));
+            }
+        }
+        for notified in std::mem::take(&mut self.notified) {
+            if !names.iter().any(|n| syntax::may_be(n, &notified.name)) {
+                let wrong = Diagnostic::error(notified.span, format!("no handler is called '{}'", notified.name));
+                let wrong = if names.is_empty() {
+                    wrong.hint("the play has no handlers: they stand under 'handlers', or in a role's handlers/main.yml")
+                } else {
+                    wrong.nearest(&notified.name, names.iter().map(String::as_str))
+                };
+                self.out.push(wrong);
+            }
+        }
+    }
+}
+
+/// Letters, digits and `_`, not starting with a digit.
+pub(super) fn is_identifier(name: &str) -> bool {
+    let mut chars = name.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+

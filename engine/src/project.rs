@@ -1,0 +1,228 @@
+//! The project file `rollcall.yaml`: where things are, and how hosts are reached.
+
+use std::path::{Path, PathBuf};
+
+use crate::{
+    diag::{Diagnostic, Diagnostics, Sources},
+    node::{Fields, Kind, Node},
+    yaml,
+};
+
+/// The name of the file.
+pub const FILE: &str = "rollcall.yaml";
+
+/// Stores that a project may name.
+const STORES: &[&str] = &["file", "aws-secretsmanager", "aws-ssm", "vault", "consul-kv"];
+
+/// A project. Paths are ready to be used: relative ones were taken relative to the file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Project {
+    /// The folder of the file, or the working directory.
+    pub root: PathBuf,
+    /// The file; `None`: there is none, and Ansible's defaults hold.
+    pub file: Option<PathBuf>,
+    /// Inventory files and folders that are read when no `-i` is given.
+    pub inventory: Vec<PathBuf>,
+    /// Folders in which a playbook's bare name is looked for.
+    pub playbooks: Vec<PathBuf>,
+    /// Folders of roles.
+    pub roles: Vec<PathBuf>,
+    /// The name of the cluster.
+    pub cluster: Option<String>,
+    /// How hosts are reached.
+    pub ssh: Ssh,
+    /// Hosts that are connected at once.
+    pub forks: Option<usize>,
+    /// Where secrets are.
+    pub store: Option<Store>,
+}
+
+/// `ssh:`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ssh {
+    /// The login user.
+    pub user: Option<String>,
+    /// The port.
+    pub port: Option<u16>,
+    /// Private keys.
+    pub identity_file: Vec<PathBuf>,
+    /// Files of known hosts.
+    pub known_hosts: Vec<PathBuf>,
+    /// Jump hosts, outermost first: `user@host:port`.
+    pub jump: Vec<String>,
+    /// Key exchanges, the preferred one first.
+    pub kex: Vec<String>,
+    /// An OpenSSH client configuration to read.
+    pub config: Option<PathBuf>,
+    /// `strict` or `accept-new`.
+    pub host_keys: Option<String>,
+}
+
+/// `store:`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    /// Which one.
+    pub kind: String,
+    /// Its settings, as written.
+    pub settings: Node,
+}
+
+impl Project {
+    /// Looks for `rollcall.yaml` from a folder upwards and reads it. Without one, Ansible's defaults: `./inventory`,
+    /// `./roles`.
+    pub fn find(sources: &Sources, start: &Path) -> Result<Self, Diagnostics> {
+        let absolute = std::path::absolute(start).unwrap_or_else(|_| start.to_path_buf());
+        match absolute.ancestors().map(|dir| dir.join(FILE)).find(|p| p.is_file()) {
+            Some(file) => Self::read(sources, &file),
+            None => Ok(Self::without_file(start)),
+        }
+    }
+
+    /// A folder without the file.
+    pub fn without_file(root: &Path) -> Self {
+        let inventory = ["inventory", "inventory.yaml", "inventory.yml"].iter().map(|n| root.join(n));
+        Self {
+            root: root.to_path_buf(),
+            inventory: inventory.filter(|p| p.exists()).take(1).collect(),
+            playbooks: vec![root.join("playbooks")],
+            roles: vec![root.join("roles")],
+            ..Self::default()
+        }
+    }
+
+    /// Reads a project file.
+    pub fn read(sources: &Sources, path: &Path) -> Result<Self, Diagnostics> {
+        let shown = crate::playbook::shown(path);
+        let file = match sources.read(&shown) {
+            Ok(file) => file,
+            Err(_) => sources.read(path)?,
+        };
+        let node = yaml::parse(sources, file)?;
+        let root = shown.parent().map(Path::to_path_buf).unwrap_or_default();
+        Self::parse(&node, &root, &shown)
+    }
+
+    /// Reads the tree of a project file whose folder is `root`.
+    pub fn parse(node: &Node, root: &Path, file: &Path) -> Result<Self, Diagnostics> {
+        let mut project = Self { file: Some(file.to_path_buf()), ..Self::without_file(root) };
+        if node.is_null() {
+            return Ok(project);
+        }
+        let mut out = Diagnostics::default();
+        let mut fields = Fields::new("project file", node)?;
+        let paths = |fields: &mut Fields<'_>, key: &'static str, to: &mut Vec<PathBuf>, out: &mut Diagnostics| {
+            if let Some(value) = fields.take(key) {
+                *to = texts(value, out).iter().map(|p| resolve(root, p)).collect();
+            }
+        };
+        paths(&mut fields, "inventory", &mut project.inventory, &mut out);
+        paths(&mut fields, "playbooks", &mut project.playbooks, &mut out);
+        paths(&mut fields, "roles", &mut project.roles, &mut out);
+        project.cluster = fields.take("cluster").and_then(|n| text(n, &mut out));
+        project.forks = fields.take("forks").and_then(|n| count(n, "forks", 10_000, &mut out));
+        if let Some(value) = fields.take("ssh") {
+            project.ssh = Ssh::parse(value, root, &mut out);
+        }
+        project.store = fields.take("store").and_then(|n| Store::parse(n, &mut out));
+        fields.finish(&mut out);
+        if out.has_errors() { Err(out) } else { Ok(project) }
+    }
+}
+
+impl Ssh {
+    fn parse(node: &Node, root: &Path, out: &mut Diagnostics) -> Self {
+        let mut ssh = Self::default();
+        let mut fields = match Fields::new("ssh section", node) {
+            Ok(fields) => fields,
+            Err(wrong) => {
+                out.push(wrong);
+                return ssh;
+            }
+        };
+        let mut many = |key: &'static str, out: &mut Diagnostics| fields.take(key).map(|n| texts(n, out)).unwrap_or_default();
+        ssh.identity_file = many("identity_file", out).iter().map(|p| resolve(root, p)).collect();
+        ssh.known_hosts = many("known_hosts", out).iter().map(|p| resolve(root, p)).collect();
+        let split = |list: Vec<String>| list.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
+        ssh.jump = split(many("jump", out));
+        ssh.kex = split(many("kex", out));
+        ssh.user = fields.take("user").and_then(|n| text(n, out));
+        ssh.port = fields.take("port").and_then(|n| count(n, "port", 65_535, out)).and_then(|n| u16::try_from(n).ok());
+        ssh.config = fields.take("config").and_then(|n| text(n, out)).map(|p| resolve(root, &p));
+        if let Some(node) = fields.take("host_keys") {
+            const KNOWN: [&str; 2] = ["strict", "accept-new"];
+            match text(node, out) {
+                Some(word) if KNOWN.contains(&word.as_str()) => ssh.host_keys = Some(word),
+                Some(word) => {
+                    out.push(Diagnostic::error(node.span, format!("'host_keys' cannot be '{word}'")).nearest(&word, KNOWN));
+                }
+                None => {}
+            }
+        }
+        fields.finish(out);
+        ssh
+    }
+}
+
+impl Store {
+    fn parse(node: &Node, out: &mut Diagnostics) -> Option<Self> {
+        let (name, settings) = match &node.kind {
+            Kind::Str(_) => (Some(node), Node { span: node.span, kind: Kind::Map(Vec::new()) }),
+            Kind::Map(entries) => {
+                let rest = entries.iter().filter(|(k, _)| k.name != "type").cloned().collect();
+                (node.get("type"), Node { span: node.span, kind: Kind::Map(rest) })
+            }
+            _ => {
+                out.push(node.expected("the name of a store, or a mapping with 'type'"));
+                return None;
+            }
+        };
+        let Some(name) = name else {
+            out.push(Diagnostic::error(node.span, "store needs 'type'").hint(format!("one of {}", STORES.join(", "))));
+            return None;
+        };
+        let kind = text(name, out)?;
+        if !STORES.contains(&kind.as_str()) {
+            out.push(Diagnostic::error(name.span, format!("unknown store '{kind}'")).nearest(&kind, STORES.iter().copied()));
+            return None;
+        }
+        Some(Self { kind, settings })
+    }
+}
+
+fn text(node: &Node, out: &mut Diagnostics) -> Option<String> {
+    match node.scalar_text() {
+        Ok(text) if !text.trim().is_empty() => Some(text),
+        Ok(_) => {
+            out.push(Diagnostic::error(node.span, "this is empty"));
+            None
+        }
+        Err(wrong) => {
+            out.push(wrong);
+            None
+        }
+    }
+}
+
+fn texts(node: &Node, out: &mut Diagnostics) -> Vec<String> {
+    node.one_or_many().into_iter().filter_map(|n| text(n, out)).collect()
+}
+
+fn count(node: &Node, key: &str, most: usize, out: &mut Diagnostics) -> Option<usize> {
+    let number = match node.kind {
+        Kind::Int(n) => usize::try_from(n).ok().filter(|n| (1..=most).contains(n)),
+        _ => None,
+    };
+    if number.is_none() {
+        out.push(Diagnostic::error(node.span, format!("'{key}' must be a whole number from 1 to {most}")));
+    }
+    number
+}
+
+/// A path of the file: `~/` is the home folder, a relative one starts at the file.
+fn resolve(root: &Path, path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => root.join(path),
+    }
+}
+

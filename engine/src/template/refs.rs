@@ -1,0 +1,450 @@
+//! What a text asks for: the names in it, the filters, tests and functions that it calls, each with its place.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::Range,
+};
+
+use minijinja::{
+    Error,
+    machinery::{
+        Span,
+        ast::{self, CallArg, Expr, Stmt},
+        parse, parse_expr,
+    },
+};
+
+/// Names that a text asks for, with their attribute paths as far as they are literal (`facts.os.family`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// Evaluated in any case: where one is missing, the evaluation fails.
+    pub required: BTreeSet<String>,
+    /// Evaluated only if a condition holds (`a if b else c`, the right side of `and`, the body of `{% if %}`).
+    pub conditional: BTreeSet<String>,
+    /// Guarded by `is defined` or `default(…)`: may be missing.
+    pub optional: BTreeSet<String>,
+}
+
+impl References {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &String> {
+        self.required.iter().chain(&self.conditional).chain(&self.optional)
+    }
+
+    /// Adds those of another text.
+    pub fn extend(&mut self, other: Self) {
+        self.required.extend(other.required);
+        self.conditional.extend(other.conditional);
+        self.optional.extend(other.optional);
+    }
+}
+
+/// One step of a chain of attributes.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// `.name` or `['name']`.
+    Name(String),
+    /// `[expression]`: where it stands in the text.
+    Dynamic(Range<usize>),
+}
+
+/// `a.b['c'][d]`.
+#[derive(Clone, Debug)]
+pub(super) struct Chain {
+    pub(super) root: String,
+    pub(super) steps: Vec<Step>,
+    /// Where it stands in the text.
+    pub(super) range: Range<usize>,
+    /// The root is set inside of the text (`for`, `set`, a macro's argument).
+    pub(super) local: bool,
+    /// It may be missing.
+    pub(super) guarded: bool,
+    conditional: bool,
+}
+
+impl Chain {
+    /// `a.b.c`, up to the first step that is computed.
+    fn path(&self) -> String {
+        let mut path = self.root.clone();
+        for step in &self.steps {
+            let Step::Name(name) = step else { break };
+            path.push('.');
+            path.push_str(name);
+        }
+        path
+    }
+}
+
+/// What kind of thing was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Callee {
+    Filter,
+    Test,
+    Function,
+}
+
+/// Everything found in a text.
+#[derive(Debug, Default)]
+pub(super) struct Analysis {
+    pub(super) chains: Vec<Chain>,
+    /// Names of filters, tests and functions, and where the call stands.
+    pub(super) calls: Vec<(Callee, String, Range<usize>)>,
+    /// Templates that are named literally by include, import or extends.
+    pub(super) templates: Vec<String>,
+}
+
+impl Analysis {
+    pub(super) fn references(&self) -> References {
+        let mut found = References::default();
+        let guarded: HashSet<String> = self.chains.iter().filter(|c| c.guarded && !c.local).map(Chain::path).collect();
+        let is_guarded = |path: &str| {
+            guarded.iter().any(|g| path == g || path.strip_prefix(g.as_str()).is_some_and(|rest| rest.starts_with('.')))
+        };
+        for chain in self.chains.iter().filter(|c| !c.local) {
+            let path = chain.path();
+            if chain.guarded || is_guarded(&path) {
+                found.optional.insert(path);
+            } else if chain.conditional {
+                found.conditional.insert(path);
+            } else {
+                found.required.insert(path);
+            }
+        }
+        found.conditional.retain(|path| !found.required.contains(path));
+        found
+    }
+}
+
+/// Analyses an expression.
+pub(super) fn expression(text: &str) -> Result<Analysis, Error> {
+    let expr = parse_expr(text)?;
+    let mut walker = Walker::default();
+    walker.expr(&expr);
+    Ok(walker.found)
+}
+
+/// Analyses a template, or text with expressions in it.
+pub(super) fn template(text: &str) -> Result<Analysis, Error> {
+    let statement = parse(text, "text", super::env::syntax())?;
+    let mut walker = Walker::default();
+    walker.stmt(&statement);
+    Ok(walker.found)
+}
+
+#[derive(Default)]
+struct Walker {
+    found: Analysis,
+    locals: Vec<HashSet<String>>,
+    conditions: usize,
+}
+
+fn range(span: Span) -> Range<usize> {
+    span.start_offset as usize..span.end_offset as usize
+}
+
+fn root_start(expr: &Expr<'_>) -> usize {
+    match expr {
+        Expr::GetAttr(attr) => root_start(&attr.expr),
+        Expr::GetItem(item) => root_start(&item.expr),
+        other => range(other.span()).start,
+    }
+}
+
+/// The chain that an expression is, if it is one.
+fn chain_of(expr: &Expr<'_>) -> Option<(String, Vec<Step>)> {
+    match expr {
+        Expr::Var(var) => Some((var.id.to_owned(), Vec::new())),
+        Expr::GetAttr(attr) => {
+            let (root, mut steps) = chain_of(&attr.expr)?;
+            steps.push(Step::Name(attr.name.to_owned()));
+            Some((root, steps))
+        }
+        Expr::GetItem(item) => {
+            let (root, mut steps) = chain_of(&item.expr)?;
+            let constant = match &item.subscript_expr {
+                Expr::Const(value) => value.value.as_str().map(str::to_owned),
+                _ => None,
+            };
+            steps.push(match constant {
+                Some(name) => Step::Name(name),
+                None => Step::Dynamic(range(item.subscript_expr.span())),
+            });
+            Some((root, steps))
+        }
+        _ => None,
+    }
+}
+
+impl Walker {
+    fn is_local(&self, name: &str) -> bool {
+        name == "loop" || self.locals.iter().any(|scope| scope.contains(name))
+    }
+
+    fn assign(&mut self, target: &Expr<'_>) {
+        match target {
+            Expr::Var(var) => {
+                if self.locals.is_empty() {
+                    self.locals.push(HashSet::new());
+                }
+                if let Some(scope) = self.locals.last_mut() {
+                    scope.insert(var.id.to_owned());
+                }
+            }
+            Expr::List(list) => list.items.iter().for_each(|item| self.assign(item)),
+            Expr::Tuple(tuple) => tuple.items.iter().for_each(|item| self.assign(item)),
+            other => self.expr(other),
+        }
+    }
+
+    fn scoped(&mut self, work: impl FnOnce(&mut Self)) {
+        self.locals.push(HashSet::new());
+        work(self);
+        self.locals.pop();
+    }
+
+    fn conditional(&mut self, work: impl FnOnce(&mut Self)) {
+        self.conditions += 1;
+        work(self);
+        self.conditions -= 1;
+    }
+
+    fn call(&mut self, callee: Callee, name: &str, span: Span) {
+        self.found.calls.push((callee, name.to_owned(), range(span)));
+    }
+
+    fn args(&mut self, args: &[CallArg<'_>]) {
+        for arg in args {
+            match arg {
+                CallArg::Pos(e) | CallArg::Kwarg(_, e) | CallArg::PosSplat(e) | CallArg::KwargSplat(e) => self.expr(e),
+            }
+        }
+    }
+
+    /// Records a chain; false if the expression is none.
+    fn chain(&mut self, expr: &Expr<'_>, guarded: bool) -> bool {
+        let Some((root, steps)) = chain_of(expr) else { return false };
+        self.subscripts(expr);
+        self.found.chains.push(Chain {
+            local: self.is_local(&root),
+            // The span of an attribute access covers its last step only.
+            range: root_start(expr)..range(expr.span()).end,
+            conditional: self.conditions > 0,
+            root,
+            steps,
+            guarded,
+        });
+        true
+    }
+
+    fn subscripts(&mut self, expr: &Expr<'_>) {
+        match expr {
+            Expr::GetAttr(attr) => self.subscripts(&attr.expr),
+            Expr::GetItem(item) => {
+                self.subscripts(&item.expr);
+                self.expr(&item.subscript_expr);
+            }
+            _ => {}
+        }
+    }
+
+    /// An expression whose value may be missing.
+    fn guarded(&mut self, expr: &Expr<'_>) {
+        if !self.chain(expr, true) {
+            self.expr(expr);
+        }
+    }
+
+    fn expr(&mut self, expr: &Expr<'_>) {
+        if self.chain(expr, false) {
+            return;
+        }
+        match expr {
+            Expr::Var(_) | Expr::Const(_) => {}
+            Expr::GetAttr(attr) => self.expr(&attr.expr),
+            Expr::GetItem(item) => {
+                self.expr(&item.expr);
+                self.expr(&item.subscript_expr);
+            }
+            Expr::Slice(slice) => {
+                self.expr(&slice.expr);
+                [&slice.start, &slice.stop, &slice.step].into_iter().flatten().for_each(|e| self.expr(e));
+            }
+            Expr::UnaryOp(op) => self.expr(&op.expr),
+            Expr::BinOp(op) => {
+                self.expr(&op.left);
+                match op.op {
+                    ast::BinOpKind::ScAnd | ast::BinOpKind::ScOr => self.conditional(|w| w.expr(&op.right)),
+                    _ => self.expr(&op.right),
+                }
+            }
+            Expr::Compare(compare) => {
+                self.expr(&compare.expr);
+                compare.ops.iter().for_each(|op| self.expr(&op.expr));
+            }
+            Expr::IfExpr(choice) => {
+                self.expr(&choice.test_expr);
+                self.conditional(|w| {
+                    w.expr(&choice.true_expr);
+                    choice.false_expr.iter().for_each(|e| w.expr(e));
+                });
+            }
+            Expr::Filter(filter) => self.filter(filter, expr.span()),
+            Expr::Test(test) => {
+                self.call(Callee::Test, test.name, expr.span());
+                match test.name {
+                    "defined" | "undefined" => self.guarded(&test.expr),
+                    _ => self.expr(&test.expr),
+                }
+                self.args(&test.args);
+            }
+            Expr::Call(call) => self.called(call, expr.span()),
+            Expr::List(list) => list.items.iter().for_each(|e| self.expr(e)),
+            Expr::Tuple(tuple) => tuple.items.iter().for_each(|e| self.expr(e)),
+            Expr::Map(map) => map.keys.iter().chain(&map.values).for_each(|e| self.expr(e)),
+        }
+    }
+
+    fn filter(&mut self, filter: &ast::Filter<'_>, span: Span) {
+        self.call(Callee::Filter, filter.name, span);
+        let soft = matches!(filter.name, "default" | "d") && !filter.args.is_empty();
+        if let Some(value) = &filter.expr {
+            if soft { self.guarded(value) } else { self.expr(value) }
+        }
+        match soft {
+            true => self.conditional(|w| w.args(&filter.args)),
+            false => self.args(&filter.args),
+        }
+        if let ("map" | "select" | "reject" | "selectattr" | "rejectattr", args) = (filter.name, &filter.args) {
+            self.named_callee(filter.name, args, span);
+        }
+    }
+
+    /// `map('upper')`, `selectattr('x', 'match', …)`: the name of a filter or a test in a literal.
+    fn named_callee(&mut self, filter: &str, args: &[CallArg<'_>], span: Span) {
+        let position = usize::from(filter.ends_with("attr"));
+        let name = match args.get(position) {
+            Some(CallArg::Pos(Expr::Const(value))) => value.value.as_str().map(str::to_owned),
+            _ => None,
+        };
+        if let Some(name) = name {
+            let callee = if filter == "map" { Callee::Filter } else { Callee::Test };
+            self.call(callee, &name, span);
+        }
+    }
+
+    fn called(&mut self, call: &ast::Call<'_>, span: Span) {
+        match &call.expr {
+            Expr::Var(var) if matches!(var.id, "super" | "caller") || self.is_local(var.id) => {}
+            Expr::Var(var) => self.call(Callee::Function, var.id, span),
+            // A method: its object is what is asked for.
+            Expr::GetAttr(attr) => self.expr(&attr.expr),
+            other => self.expr(other),
+        }
+        self.args(&call.args);
+    }
+
+    fn body(&mut self, body: &[Stmt<'_>]) {
+        body.iter().for_each(|s| self.stmt(s));
+    }
+
+    fn template_name(&mut self, expr: &Expr<'_>) {
+        match expr {
+            Expr::Const(value) => self.found.templates.extend(value.value.as_str().map(str::to_owned)),
+            Expr::List(list) => list.items.iter().for_each(|e| self.template_name(e)),
+            other => self.expr(other),
+        }
+    }
+
+    fn macro_body(&mut self, decl: &ast::Macro<'_>) {
+        decl.defaults.iter().for_each(|e| self.expr(e));
+        self.scoped(|w| {
+            decl.args.iter().for_each(|a| w.assign(a));
+            ["caller", "varargs", "kwargs"].into_iter().for_each(|name| {
+                if let Some(scope) = w.locals.last_mut() {
+                    scope.insert(name.to_owned());
+                }
+            });
+            w.conditional(|w| w.body(&decl.body));
+        });
+    }
+
+    fn assign_name(&mut self, name: &str) {
+        if self.locals.is_empty() {
+            self.locals.push(HashSet::new());
+        }
+        if let Some(scope) = self.locals.last_mut() {
+            scope.insert(name.to_owned());
+        }
+    }
+
+    fn stmt(&mut self, stmt: &Stmt<'_>) {
+        match stmt {
+            Stmt::Template(t) => self.body(&t.children),
+            Stmt::EmitExpr(e) => self.expr(&e.expr),
+            Stmt::EmitRaw(_) | Stmt::Continue(_) | Stmt::Break(_) => {}
+            Stmt::ForLoop(l) => self.for_loop(l),
+            Stmt::IfCond(c) => {
+                self.expr(&c.expr);
+                self.conditional(|w| {
+                    w.body(&c.true_body);
+                    w.body(&c.false_body);
+                });
+            }
+            Stmt::WithBlock(b) => self.scoped(|w| {
+                for (target, value) in &b.assignments {
+                    w.expr(value);
+                    w.assign(target);
+                }
+                w.body(&b.body);
+            }),
+            Stmt::Set(s) => {
+                self.expr(&s.expr);
+                self.assign(&s.target);
+            }
+            Stmt::SetBlock(s) => {
+                self.body(&s.body);
+                s.filter.iter().for_each(|e| self.expr(e));
+                self.assign(&s.target);
+            }
+            Stmt::AutoEscape(a) => self.body(&a.body),
+            Stmt::FilterBlock(f) => {
+                self.expr(&f.filter);
+                self.body(&f.body);
+            }
+            Stmt::Block(b) => self.scoped(|w| w.body(&b.body)),
+            Stmt::Import(i) => {
+                self.template_name(&i.expr);
+                self.assign(&i.name);
+            }
+            Stmt::FromImport(i) => {
+                self.template_name(&i.expr);
+                for (name, alias) in &i.names {
+                    self.assign(alias.as_ref().unwrap_or(name));
+                }
+            }
+            Stmt::Extends(e) => self.template_name(&e.name),
+            Stmt::Include(i) => self.template_name(&i.name),
+            Stmt::Macro(m) => {
+                self.assign_name(m.name);
+                self.macro_body(m);
+            }
+            Stmt::CallBlock(c) => {
+                self.called(&c.call, c.call.span());
+                self.macro_body(&c.macro_decl);
+            }
+            Stmt::Do(d) => self.called(&d.call, d.call.span()),
+        }
+    }
+
+    fn for_loop(&mut self, l: &ast::ForLoop<'_>) {
+        self.expr(&l.iter);
+        self.scoped(|w| {
+            w.assign(&l.target);
+            w.conditional(|w| {
+                l.filter_expr.iter().for_each(|e| w.expr(e));
+                w.body(&l.body);
+            });
+        });
+        self.conditional(|w| w.body(&l.else_body));
+    }
+}

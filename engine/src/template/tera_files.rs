@@ -1,0 +1,231 @@
+//! Our own templates (`*.tera`).
+//!
+//! Tera takes an undefined name in a condition as false, so every top-level name of a template must be defined before
+//! it is rendered; optional ones get `null` in the role's defaults.
+
+use std::{collections::HashMap, sync::OnceLock};
+
+use tera::{Context, ErrorKind, Kwargs, State, Tera};
+
+use super::{
+    EvalError, Loader, References, Rendered, TemplateSource,
+    filters::{self, Args},
+    session::{Failed, Session},
+    to_json,
+};
+use crate::{
+    diag::{Diagnostic, FileId, Span, nearest},
+    vars::Scope,
+};
+
+/// Templates that one template may draw in.
+const MAX_TEMPLATES: usize = 200;
+
+/// Names that Tera itself sets.
+const BUILT_IN: &[&str] = &["loop", "__tera_context", "__tera"];
+
+fn base() -> &'static Tera {
+    static BASE: OnceLock<Tera> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let mut tera = Tera::default();
+        tera.autoescape_on(Vec::<&'static str>::new());
+        for filter in filters::all() {
+            for name in filter.names.iter().filter(|n| !TERA_OWN.contains(n)) {
+                let name = *name;
+                tera.register_filter(name, move |value: &tera::Value, kwargs: Kwargs, _: &State| {
+                    call(filter, name, value, &kwargs)
+                });
+            }
+        }
+        tera
+    })
+}
+
+/// Filters that Tera brings along keep Tera's meaning and its named arguments.
+const TERA_OWN: &[&str] = &[
+    "default", "join", "split", "unique", "first", "last", "length", "replace", "title", "trim", "indent", "truncate",
+];
+
+fn call(
+    filter: &'static filters::Filter,
+    name: &'static str,
+    value: &tera::Value,
+    kwargs: &Kwargs,
+) -> tera::TeraResult<tera::Value> {
+    let plain = |v: &tera::Value| serde_json::to_value(v).map_err(|e| tera::Error::message(e.to_string()));
+    if value.is_undefined() {
+        return Err(tera::Error::message(format!("{name}: the value is undefined")));
+    }
+    let mut named = serde_json::Map::new();
+    for (key, value) in kwargs.iter() {
+        named.insert(key.to_string(), plain(value)?);
+    }
+    // Tera has no positional arguments: what is positional in an expression is named `other` (or `pattern`) here.
+    let positional = if filter.rest {
+        ["other", "pattern"].iter().filter_map(|key| named.shift_remove(*key)).collect()
+    } else {
+        Vec::new()
+    };
+    let value = plain(value)?;
+    let result = Args::bind(filter, name, positional, named).and_then(|mut args| filter.call(value, &mut args));
+    match result {
+        Ok(value) => tera::Value::try_from_serializable(&value),
+        Err(message) => Err(tera::Error::message(message)),
+    }
+}
+
+/// A set of templates in which every name that they use is there.
+struct Set<'a> {
+    tera: Tera,
+    files: HashMap<String, (FileId, String)>,
+    main: &'a TemplateSource<'a>,
+}
+
+impl<'a> Set<'a> {
+    /// Reads the template and those that it names; `loader` answers for the latter.
+    fn read(main: &'a TemplateSource<'a>, loader: Loader<'_>) -> Result<Self, Diagnostic> {
+        let mut set = Self { tera: base().clone(), files: HashMap::new(), main };
+        loop {
+            let texts: Vec<(&str, &str)> = set
+                .files
+                .iter()
+                .map(|(name, (_, text))| (name.as_str(), text.as_str()))
+                .chain([(main.name, main.text)])
+                .collect();
+            let mut tera = base().clone();
+            let Err(error) = tera.add_raw_templates(texts) else {
+                set.tera = tera;
+                return Ok(set);
+            };
+            let missing = missing_template(error.kind(), |name| set.files.contains_key(name) || name == main.name);
+            let found = missing.as_deref().and_then(|name| loader(name).map(|found| (name.to_owned(), found)));
+            match found {
+                Some((name, found)) if set.files.len() < MAX_TEMPLATES => {
+                    set.files.insert(name, found);
+                }
+                _ => return Err(set.finding(&error)),
+            }
+        }
+    }
+
+    fn finding(&self, error: &tera::Error) -> Diagnostic {
+        let report = match error.kind() {
+            ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => report,
+            other => return Diagnostic::error(Span::whole(self.main.file), lower(&other.to_string())),
+        };
+        let file = match self.files.get(report.filename()) {
+            Some((file, _)) => *file,
+            None => self.main.file,
+        };
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let at = report.span();
+        let span = Span { file, line: number(at.start_line), column: number(at.start_col + 1) };
+        let message = lower(report.message());
+        let diagnostic = Diagnostic::error(span, message.clone());
+        let unknown = message.split(['`', '\'']).nth(1).filter(|_| message.contains("filter"));
+        match unknown {
+            Some(name) => diagnostic.nearest(name, filters::all().flat_map(|f| f.names.iter().copied())),
+            None => diagnostic,
+        }
+    }
+
+    /// Top-level names that must be defined, in order.
+    fn names(&self) -> Result<Vec<String>, Diagnostic> {
+        let names = self.tera.get_template_variables(self.main.name).map_err(|e| self.finding(&e))?;
+        let mut names: Vec<String> =
+            names.into_iter().filter(|n| !BUILT_IN.contains(n)).map(str::to_owned).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Where a name stands first in the template.
+    fn place(&self, name: &str) -> Span {
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        let texts = std::iter::once((self.main.file, self.main.text))
+            .chain(self.files.values().map(|(file, text)| (*file, text.as_str())));
+        for (file, text) in texts {
+            let hit = text.match_indices(name).find(|(at, _)| {
+                let (before, after) = (&text[..*at], &text[at + name.len()..]);
+                let inside = before.rfind("{{").max(before.rfind("{%")) > before.rfind("}}").max(before.rfind("%}"));
+                inside && !before.ends_with(word) && !before.ends_with('.') && !after.starts_with(word)
+            });
+            if let Some((at, _)) = hit {
+                return super::place::Place::File(file).at(text, at);
+            }
+        }
+        Span::whole(self.main.file)
+    }
+}
+
+fn lower(message: &str) -> String {
+    let mut chars = message.chars();
+    match chars.next() {
+        Some(first) if !chars.as_str().starts_with(char::is_uppercase) => first.to_lowercase().chain(chars).collect(),
+        _ => message.to_owned(),
+    }
+}
+
+/// The template that an error says is missing.
+fn missing_template(kind: &ErrorKind, known: impl Fn(&str) -> bool) -> Option<String> {
+    match kind {
+        ErrorKind::MissingParent { parent, .. } => Some(parent.clone()),
+        ErrorKind::TemplateNotFound(name) => Some(name.clone()),
+        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+            let message = report.message();
+            let quoted = message.split(['`', '\'', '"']).skip(1).step_by(2);
+            let mut names = quoted.filter(|name| !known(name));
+            names.next().filter(|_| message.to_lowercase().contains("template")).map(str::to_owned)
+        }
+        ErrorKind::Msg(message) => {
+            let quoted = message.split(['`', '\'', '"']).skip(1).step_by(2);
+            quoted.filter(|name| !known(name)).map(str::to_owned).next()
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnostic> {
+    // Only this file is checked: those that it names are taken as empty.
+    let set = Set::read(source, &|_| Some((FileId::NONE, String::new())))?;
+    Ok(References { required: set.names()?.into_iter().collect(), ..References::default() })
+}
+
+pub(super) fn render(
+    source: &TemplateSource<'_>,
+    scope: &Scope,
+    loader: Loader<'_>,
+) -> Result<Rendered, EvalError> {
+    Session::run(scope, Span::whole(source.file), |session| {
+        let set = Set::read(source, loader).map_err(|e| session.fail(e))?;
+        let mut context = Context::new();
+        let mut missing = Vec::new();
+        for name in set.names().map_err(|e| session.fail(e))? {
+            match session.lookup(&name) {
+                Some(value) => {
+                    let value = to_json(session, &value, set.place(&name))?;
+                    context.insert(name, &value);
+                }
+                None => missing.push(name),
+            }
+        }
+        if let Some(first) = missing.first() {
+            return Err(session.fail(undefined(&set, scope, first, &missing)));
+        }
+        let text = set.tera.render(source.name, &context).map_err(|e| session.fail(set.finding(&e)))?;
+        if session.failed() {
+            return Err(Failed);
+        }
+        Ok(Rendered { text, secret: session.tainted() })
+    })
+}
+
+fn undefined(set: &Set<'_>, scope: &Scope, first: &str, missing: &[String]) -> Diagnostic {
+    let mut error = Diagnostic::error(set.place(first), format!("'{first}' is undefined"));
+    for name in &missing[1..] {
+        error = error.note(set.place(name), format!("'{name}' is undefined too"));
+    }
+    match nearest(first, scope.names()) {
+        Some(near) => error.hint(format!("did you mean '{near}'?")),
+        None => error.hint("every name of a .tera template must be defined: give optional ones null in the role's defaults"),
+    }
+}

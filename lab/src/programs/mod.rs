@@ -1,0 +1,247 @@
+//! The real programs that hosts run. Each comes from the first of: the user's PATH, if it is the wanted version;
+//! the vendor's release, if the user names where releases are; its Go module, built once.
+
+mod build;
+mod release;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::cloud::Owner;
+use crate::failure::Failure;
+use crate::paths;
+
+/// Names the vendor's release server (`https://releases.hashicorp.com`). Unset, nothing is asked of it.
+pub(crate) const RELEASES_VARIABLE: &str = "ROLLCALL_LAB_RELEASES";
+/// In a finished cache folder.
+const COMPLETE: &str = ".complete";
+
+/// What can be had.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    /// Go package of its `main`.
+    package: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+}
+
+/// Every program of the lab.
+pub(crate) const RECIPES: [Recipe; 1] = [Recipe {
+    name: "consul",
+    version: "1.22.2",
+    package: "github.com/hashicorp/consul",
+    go_mod: include_str!("../../programs/consul/go.mod"),
+    go_sum: include_str!("../../programs/consul/go.sum"),
+}];
+
+/// A program that is there.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) path: PathBuf,
+}
+
+/// Where things are made, on whose behalf, and who hears about it.
+pub(crate) struct Workshop<'a> {
+    pub(crate) cache: &'a Path,
+    pub(crate) owner: &'a Owner,
+    pub(crate) say: &'a (dyn Fn(&str) + Send + Sync),
+}
+
+impl Workshop<'_> {
+    /// A command that runs as the owner, with the owner's home.
+    pub(crate) fn command(&self, program: &Path) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(program);
+        command.env("HOME", &self.owner.home).stdin(Stdio::null()).kill_on_drop(true);
+        if nix::unistd::geteuid().as_raw() != self.owner.uid {
+            command.uid(self.owner.uid).gid(self.owner.gid).env_remove("XDG_CACHE_HOME");
+        }
+        command
+    }
+
+    /// Runs a command to its end; an error shows the end of what it said.
+    pub(crate) async fn run(&self, what: &str, command: &mut tokio::process::Command) -> anyhow::Result<String> {
+        let output = command.output().await.with_context(|| format!("cannot start {what}"))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let lines: Vec<&str> = said.lines().collect();
+        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        anyhow::bail!("{what} ended with {}:\n{tail}", output.status)
+    }
+
+    /// The folder `KIND/NAME-KEY` of the cache, made by `make` if it is not there whole. Two callers at once: the
+    /// second waits for the first. A half-made folder, from a crash, is made anew.
+    pub(crate) async fn once<F>(&self, kind: &str, name: &str, inputs: &[&str], make: impl FnOnce(PathBuf) -> F) -> anyhow::Result<PathBuf>
+    where
+        F: Future<Output = anyhow::Result<()>>,
+    {
+        let shelf = self.cache.join(kind);
+        paths::create_owned(&shelf, self.owner)?;
+        let folder = shelf.join(format!("{name}-{}", key(inputs)));
+        let complete = folder.join(COMPLETE);
+        if complete.exists() {
+            return Ok(folder);
+        }
+        let waiting = shelf.clone();
+        let _lock = tokio::task::spawn_blocking(move || paths::lock_in(&waiting)).await.context("the wait for a lock was broken off")??;
+        // Made by root on the owner's behalf, it must not keep the owner out.
+        paths::give(&shelf.join("lock"), self.owner)?;
+        if complete.exists() {
+            return Ok(folder);
+        }
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove the unfinished {}", folder.display()))?;
+        }
+        paths::create_owned(&folder, self.owner)?;
+        make(folder.clone()).await?;
+        paths::write_atomic(&complete, b"", 0o644)?;
+        paths::give(&complete, self.owner)?;
+        Ok(folder)
+    }
+}
+
+/// Twelve hex digits of a hash over what something is made from.
+fn key(inputs: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for input in inputs {
+        // The length keeps `ab`, `c` apart from `a`, `bc`.
+        hash.update((input.len() as u64).to_le_bytes());
+        hash.update(input);
+    }
+    crate::mirror::hex(&hash.finalize()[..6])
+}
+
+/// The program of a recipe, made if need be.
+pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::Result<Program> {
+    let program = |path| Program { name: recipe.name.to_owned(), version: recipe.version.to_owned(), path };
+    if let Some(path) = find(recipe.name, std::env::var_os("PATH").as_deref())
+        && is_version(&path, recipe).await
+    {
+        return Ok(program(path));
+    }
+    let releases = std::env::var(RELEASES_VARIABLE).ok().filter(|url| !url.is_empty());
+    let made = match &releases {
+        Some(base) => release::fetch(recipe, base, workshop).await?,
+        None => build::build(recipe, workshop).await?,
+    };
+    anyhow::ensure!(
+        is_version(&made, recipe).await,
+        "{} says that it is not {} {}",
+        made.display(),
+        recipe.name,
+        recipe.version
+    );
+    Ok(program(made))
+}
+
+/// The first executable of that name on a search path.
+pub(crate) fn find(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runnable = |file: &PathBuf| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    std::env::split_paths(path?).filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(runnable)
+}
+
+/// A tool of this machine, or which Debian package has it.
+pub(crate) fn tool(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+    // `sudo` and root's shell may leave these out.
+    let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin";
+    find(name, std::env::var_os("PATH").as_deref())
+        .or_else(|| find(name, Some(usual.as_ref())))
+        .ok_or_else(|| Failure::new(format!("`{name}` is not installed"), format!("apt-get install {package}")).into())
+}
+
+/// Whether `NAME version` begins with the wanted one (`Consul v1.22.2`).
+async fn is_version(path: &Path, recipe: &Recipe) -> bool {
+    let asked = tokio::process::Command::new(path).arg("version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let Ok(Ok(output)) = tokio::time::timeout(std::time::Duration::from_secs(20), asked).await else { return false };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text.lines().next().unwrap_or_default();
+    first.split_whitespace().any(|word| word.strip_prefix('v') == Some(recipe.version))
+}
+
+/// The architecture as vendors of Go programs name it.
+pub(crate) fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+        let path = folder.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn owner(home: &Path) -> Owner {
+        Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), home: home.to_owned() }
+    }
+
+    #[test]
+    fn only_an_executable_file_in_an_absolute_folder_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("consul")).unwrap();
+        let bin = folder.path().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        let path = std::env::join_paths([folder.path(), Path::new("."), &bin]).unwrap();
+        assert_eq!(find("consul", Some(&path)), None);
+        let wanted = script(&bin, "consul", "true");
+        assert_eq!(find("consul", Some(&path)), Some(wanted));
+        let error = tool("no-such-tool", "some-package").unwrap_err();
+        let failure = error.downcast_ref::<Failure>().unwrap();
+        assert_eq!(failure.hint.as_deref(), Some("apt-get install some-package"));
+    }
+
+    #[tokio::test]
+    async fn a_program_of_another_version_is_not_the_wanted_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = &RECIPES[0];
+        assert!(is_version(&script(folder.path(), "a", "echo 'Consul v1.22.2'"), recipe).await);
+        for said in ["echo 'Consul v1.22.20'", "echo 'Consul v1.21.5'; echo v1.22.2", "exit 1", "echo"] {
+            assert!(!is_version(&script(folder.path(), "b", said), recipe).await, "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_made_once_and_after_a_crash_anew() {
+        let cache = tempfile::tempdir().unwrap();
+        let owner = owner(cache.path());
+        let workshop = Workshop { cache: cache.path(), owner: &owner, say: &|_| {} };
+        let broken = workshop
+            .once("things", "a", &["x"], async |folder: PathBuf| {
+                std::fs::write(folder.join("half"), "").unwrap();
+                anyhow::bail!("crash")
+            })
+            .await;
+        assert!(broken.is_err());
+        let made = workshop
+            .once("things", "a", &["x"], async |folder: PathBuf| {
+                assert!(!folder.join("half").exists());
+                std::fs::write(folder.join("whole"), "")?;
+                Ok(())
+            })
+            .await
+            .unwrap();
+        let again = workshop.once("things", "a", &["x"], async |_| anyhow::bail!("made twice")).await.unwrap();
+        assert_eq!(made, again);
+        let other = workshop.once("things", "a", &["y"], async |_| Ok(())).await.unwrap();
+        assert_ne!(made, other);
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+    }
+}
