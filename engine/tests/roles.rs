@@ -253,7 +253,7 @@ fn what_cannot_work_is_refused_with_what_to_do() {
     let loaded = load("consul.yaml");
     assert_eq!(refused(&loaded, "consul-server-1", json!({})), None);
     assert_eq!(refused(&loaded, "nomad-client-5", json!({})), None);
-    let cluster = |servers: Value, name: &str| {
+    let cluster = |servers: Value, name: Option<&str>| {
         json!({"cluster": {"name": name, "self": server(1), "consul_servers": servers, "nomad_servers": []}})
     };
     let cases = [
@@ -263,9 +263,10 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         (json!({"consul_bind_cidr": "10.0.0.0/8", "consul_bind_interface": "lo"}), "One way to find the address is given", "exclude each other"),
         (json!({"consul_bootstrap_expect": 2}), "The number of servers can hold a quorum", "consul_bootstrap_expect is 2 and there are 3 servers"),
         (json!({"consul_bootstrap_expect": 5}), "The number of servers can hold a quorum", "consul_bootstrap_expect is 5"),
-        (cluster(json!([server(1), server(2)]), "kraken"), "The number of servers can hold a quorum", "there are 2 servers"),
-        (cluster(json!([]), "kraken"), "The cluster has servers", "consul_servers"),
-        (cluster(json!([{"name": "consul-server-1", "address": null}]), "kraken"), "Addresses of the servers are known", "no address is known of consul-server-1"),
+        (cluster(json!([server(1), server(2)]), Some("kraken")), "The number of servers can hold a quorum", "there are 2 servers"),
+        (cluster(json!([]), Some("kraken")), "The cluster has servers", "consul_servers"),
+        (cluster(json!([{"name": "consul-server-1", "address": null}]), Some("kraken")), "Addresses of the servers are known", "no address is known of consul-server-1"),
+        (cluster(json!([server(1)]), None), "The cluster has a name", "give the cluster a name"),
         (json!({"consul_datacenter": "Zürich 1"}), "The cluster has a name", "'Zürich 1' is no name for a datacenter"),
         (json!({"consul_version": "v1.22.2"}), "The version is one that this role knows", "consul_version is 'v1.22.2'"),
         (json!({"consul_version": "1.9.0"}), "The version is one that this role knows", "1.12.0 or newer"),
