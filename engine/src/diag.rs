@@ -125,7 +125,11 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .filter(|candidate| *candidate != name)
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= 1.max(candidate.chars().count().max(name.chars().count()) / 3))
-        .min_by_key(|(distance, _)| *distance)
+        // Of two at the same distance the one that begins alike: 'taks' means 'tasks', not 'tags'.
+        .min_by(|(d1, c1), (d2, c2)| {
+            let alike = |c: &str| strsim::jaro_winkler(&lower, &c.to_lowercase());
+            d1.cmp(d2).then_with(|| alike(c2).total_cmp(&alike(c1)))
+        })
         .map(|(_, candidate)| candidate)
 }
 
@@ -254,6 +258,7 @@ mod tests {
         assert_eq!(nearest("filtres", ["regions", "filters"]), Some("filters"));
         assert_eq!(nearest("becom", ["become", "when"]), Some("become"));
         assert_eq!(nearest("zzz", ["become", "when"]), None);
+        assert_eq!(nearest("taks", ["tags", "tasks"]), Some("tasks"));
     }
 
     #[test]

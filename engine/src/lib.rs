@@ -1,5 +1,7 @@
 //! Rollcall's engine: everything that the agent and the controller do the same way.
 
+/// Asking the real cluster.
+pub mod cluster;
 /// Findings with places, and how they are shown.
 pub mod diag;
 /// What the agent finds out about its host.
@@ -18,6 +20,10 @@ pub mod playbook;
 pub mod project;
 /// The roles that come with the program.
 pub mod roles;
+/// The messages between controller and agent.
+pub mod protocol;
+/// Carrying out plays on the host.
+pub mod run;
 /// Expressions and templates.
 pub mod template;
 /// Variables.

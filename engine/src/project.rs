@@ -226,3 +226,77 @@ fn resolve(root: &Path, path: &str) -> PathBuf {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Project, String> {
+        let sources = Sources::default();
+        let file = sources.add("rollcall.yaml", text);
+        let node = yaml::parse(&sources, file).map_err(|d| sources.render(&d))?;
+        Project::parse(&node, Path::new("sub"), Path::new("sub/rollcall.yaml"))
+            .map_err(|wrong| wrong.0.iter().map(|d| sources.render(d)).collect())
+    }
+
+    #[test]
+    fn everything_is_read_and_paths_start_at_the_file() {
+        let project = read(
+            "inventory: [a.yaml, /b]\nplaybooks: plays\nroles: [mine, ../shared]\ncluster: prod\nforks: 50\n\
+             ssh:\n  user: admin\n  port: 2222\n  identity_file: key\n  known_hosts: [kh]\n  jump: a,b\n  kex: [x, y]\n  config: ssh_config\n  host_keys: accept-new\n\
+             store: {type: file, path: secrets}\n",
+        )
+        .unwrap();
+        assert_eq!(project.inventory, [PathBuf::from("sub/a.yaml"), PathBuf::from("/b")]);
+        assert_eq!(project.playbooks, [PathBuf::from("sub/plays")]);
+        assert_eq!(project.roles, [PathBuf::from("sub/mine"), PathBuf::from("sub/../shared")]);
+        assert_eq!((project.cluster.as_deref(), project.forks), (Some("prod"), Some(50)));
+        assert_eq!((project.ssh.user.as_deref(), project.ssh.port), (Some("admin"), Some(2222)));
+        assert_eq!(project.ssh.identity_file, [PathBuf::from("sub/key")]);
+        assert_eq!((project.ssh.jump.len(), project.ssh.kex.len()), (2, 2));
+        assert_eq!(project.ssh.host_keys.as_deref(), Some("accept-new"));
+        let store = project.store.unwrap();
+        assert_eq!((store.kind.as_str(), store.settings.to_value()), ("file", serde_json::json!({"path": "secrets"})));
+    }
+
+    #[test]
+    fn an_empty_file_leaves_the_defaults() {
+        let project = read("").unwrap();
+        assert_eq!(project.roles, [PathBuf::from("sub/roles")]);
+        assert_eq!(project.playbooks, [PathBuf::from("sub/playbooks")]);
+        assert!(project.inventory.is_empty());
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_place() {
+        assert_eq!(
+            read("inventroy: x\n").unwrap_err(),
+            "error: unknown key 'inventroy' in a project file\n  --> rollcall.yaml:1:1\n   |\n 1 | inventroy: x\n   | ^\n  hint: did you mean 'inventory'?\n"
+        );
+        let wrong = read("forks: many\nssh: {usr: x, host_keys: never}\nstore: {path: x}\nroles: [{a: b}]\n").unwrap_err();
+        for part in [
+            "'forks' must be a whole number",
+            "did you mean 'user'",
+            "'host_keys' cannot be 'never'",
+            "store needs 'type'",
+            "expected a string, found a mapping",
+        ] {
+            assert!(wrong.contains(part), "{part}: {wrong}");
+        }
+        assert!(read("store: valt\n").unwrap_err().contains("did you mean 'vault'"));
+        assert!(read("- a\n").unwrap_err().contains("project file"));
+    }
+
+    #[test]
+    fn the_file_is_found_upwards() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::fs::write(dir.path().join(FILE), "cluster: up\n").unwrap();
+        let found = Project::find(&Sources::default(), &dir.path().join("a/b")).unwrap();
+        assert_eq!((found.cluster.as_deref(), found.root.as_path()), (Some("up"), dir.path()));
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        std::fs::create_dir(dir.path().join("inventory")).unwrap();
+        let none = Project::find(&Sources::default(), dir.path()).unwrap();
+        assert_eq!((none.file, none.inventory), (None, vec![dir.path().join("inventory")]));
+    }
+}

@@ -28,6 +28,7 @@ mod public_key;
 mod push;
 mod push_script;
 mod settings;
+mod settings_yaml;
 mod sudo;
 mod transport;
 
@@ -43,6 +44,6 @@ pub use hostkeys::ConsoleSource;
 pub use jumps::{Hop, jumps_from_ssh_args};
 pub use public_key::PublicKey;
 pub use push::{AgentError, RunningAgent, start_agent, start_agent_with};
-pub use settings::{HostKeyPolicy, PassphrasePrompt, Secret, Settings, Target, TargetSpec};
+pub use settings::{HostKeyPolicy, PassphrasePrompt, Secret, Settings, Target, TargetSpec, ask_on_terminal};
 pub use sudo::{Elevation, SudoError};
 pub use transport::{Session, Transport};

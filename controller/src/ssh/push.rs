@@ -333,6 +333,9 @@ impl<'a> Talk<'a> {
             "folder" => "the folder cannot be made",
             "write" => "it cannot be written",
             "hash" => "what arrived is not what was sent",
+            "run" if self.stderr().contains("Permission denied") => {
+                "it cannot run there (is the file system mounted noexec?)"
+            }
             "run" => "it cannot run there",
             "rename" => "it cannot be put in place",
             _ => "its mode cannot be set",

@@ -53,6 +53,11 @@ impl fmt::Debug for Secret {
 /// or the person gave up. Called at most once per key and run, from a thread that may block.
 pub type PassphrasePrompt = Arc<dyn Fn(&std::path::Path) -> Option<Secret> + Send + Sync>;
 
+/// The question on the terminal of this process; without one, nobody is asked.
+pub fn ask_on_terminal() -> PassphrasePrompt {
+    Arc::new(|path| rpassword::prompt_password(format!("Passphrase for {}: ", path.display())).ok().map(Secret::new))
+}
+
 /// SSH settings of a run: `ssh:` of `rollcall.yaml`, overlaid with the command line.
 #[derive(Clone)]
 pub struct Settings {

@@ -12,6 +12,14 @@ pub enum Elevation {
     Sudo { password: Option<Secret> },
 }
 
+impl Elevation {
+    /// What `user` needs so that tasks may become root. root itself needs no sudo, which small
+    /// systems do not even have.
+    pub fn needed(user: &str, becomes: bool, password: Option<Secret>) -> Self {
+        if becomes && user != "root" { Self::Sudo { password } } else { Self::None }
+    }
+}
+
 /// What sudo shows when it wants the password. Told apart from anything else by its first byte.
 pub(super) const PROMPT: &str = "\u{1e}rollcall-sudo-password\u{1e}";
 
@@ -86,6 +94,14 @@ mod tests {
             assert_eq!(complaint(text), Some(error), "{text}");
         }
         assert_eq!(complaint("bash: warning: setlocale\n"), None);
+    }
+
+    #[test]
+    fn root_needs_no_sudo() {
+        let secret = || Some(Secret::new("x"));
+        assert_eq!(Elevation::needed("root", true, secret()), Elevation::None);
+        assert_eq!(Elevation::needed("web", false, secret()), Elevation::None);
+        assert_eq!(Elevation::needed("web", true, secret()), Elevation::Sudo { password: secret() });
     }
 
     #[test]

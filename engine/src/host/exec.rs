@@ -3,7 +3,7 @@
 use std::{
     io::Write as _,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
@@ -114,7 +114,10 @@ fn home() -> PathBuf {
 }
 
 fn not_started(program: &str, error: &std::io::Error) -> Failure {
-    match error.kind() {
+    // A folder of the PATH that this user may not enter turns "not found" into "permission denied".
+    let absent = !program.contains('/') && !search_path().split(':').any(|f| Path::new(f).join(program).exists());
+    let kind = if absent { std::io::ErrorKind::NotFound } else { error.kind() };
+    match kind {
         std::io::ErrorKind::NotFound if program.contains('/') => {
             Failure::new(format!("cannot run '{program}': no such program (or its interpreter is missing)"))
         }

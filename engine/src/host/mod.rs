@@ -59,6 +59,19 @@ pub struct Meta {
     pub identity: (u64, u64),
 }
 
+/// What `lstat` says beyond [`Meta`]; only of what is really there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Details {
+    /// Hard links.
+    pub links: u64,
+    /// Last access, in seconds since 1970.
+    pub accessed: f64,
+    /// Last change of the file or its attributes, in seconds since 1970.
+    pub changed: f64,
+    /// For [`FileKind::Other`]: `S_IFBLK` and the like, out of `st_mode`.
+    pub format: u32,
+}
+
 /// Owner and mode to be set; `None` leaves what is there (new files: root's, `0644` and `0755`, from the umask).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attrs {
@@ -209,6 +222,11 @@ pub trait Read: Send + Sync {
     /// True where something earlier in this check could not be simulated, so that what is read may be stale.
     fn is_uncertain(&self) -> bool {
         false
+    }
+
+    /// More of `lstat`; `None` where nothing stands, or what stands there is only planned.
+    fn details(&self, _path: &Path) -> io::Result<Option<Details>> {
+        Ok(None)
     }
 
     /// `stat`: like [`Read::meta`], links followed (up to 40).

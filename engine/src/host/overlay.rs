@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Attrs, Command, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
+    Attrs, Command, Details, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
     atomic::{self, explain},
     real,
 };
@@ -285,6 +285,12 @@ pub(crate) fn umask() -> u32 {
 impl Read for Overlay<'_> {
     fn meta(&self, path: &Path) -> io::Result<Option<Meta>> {
         Ok(self.find(path, false)?.map(|(meta, _)| meta))
+    }
+
+    fn details(&self, path: &Path) -> io::Result<Option<Details>> {
+        let at = self.resolve(path, false)?;
+        let planned = at.ancestors().any(|a| !matches!(self.nodes.get(a), None | Some(Entry::There(_, Holds::Folder { fresh: false }))));
+        if planned || self.nodes.contains_key(&at) { Ok(None) } else { self.base.details(&at) }
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {

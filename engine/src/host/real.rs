@@ -10,10 +10,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use nix::sys::{stat, time::TimeSpec};
+use nix::{
+    libc,
+    sys::{stat, time::TimeSpec},
+};
 
 use super::{
-    Attrs, Command, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
+    Attrs, Command, Details, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
     atomic::{self, Ids, explain},
     exec,
 };
@@ -37,8 +40,8 @@ struct Names {
     stamp: Option<[Stamp; 2]>,
     users: Vec<User>,
     groups: Vec<Group>,
-    user_names: HashMap<u32, String>,
-    group_names: HashMap<u32, String>,
+    by_uid: HashMap<u32, String>,
+    by_gid: HashMap<u32, String>,
 }
 
 /// Inode, size and modification time in seconds and nanoseconds.
@@ -58,8 +61,8 @@ impl Real {
             names.users = parse_passwd(&fs::read(PASSWD)?);
             names.groups = parse_group(&fs::read(GROUP)?);
             // The first of several names for one number is the one that the system shows.
-            names.user_names = names.users.iter().rev().filter_map(|u| Some((u.uid?, u.name.clone()))).collect();
-            names.group_names = names.groups.iter().rev().filter_map(|g| Some((g.gid?, g.name.clone()))).collect();
+            names.by_uid = names.users.iter().rev().filter_map(|u| Some((u.uid?, u.name.clone()))).collect();
+            names.by_gid = names.groups.iter().rev().filter_map(|g| Some((g.gid?, g.name.clone()))).collect();
             names.stamp = stamps;
         }
         Ok(names)
@@ -69,7 +72,7 @@ impl Real {
     fn owner_names(&self, uid: u32, gid: u32) -> (String, String) {
         let name = |map: &HashMap<u32, String>, id: u32| map.get(&id).cloned().unwrap_or_else(|| id.to_string());
         match self.names() {
-            Ok(names) => (name(&names.user_names, uid), name(&names.group_names, gid)),
+            Ok(names) => (name(&names.by_uid, uid), name(&names.by_gid, gid)),
             Err(_) => (uid.to_string(), gid.to_string()),
         }
     }
@@ -217,6 +220,22 @@ impl Read for Real {
             size: meta.size(),
             modified: meta.modified()?,
             identity: (meta.dev(), meta.ino()),
+        }))
+    }
+
+    fn details(&self, path: &Path) -> io::Result<Option<Details>> {
+        let meta = match fs::symlink_metadata(path) {
+            Ok(meta) => meta,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        #[allow(clippy::cast_precision_loss)] // Microseconds are left until the year 2100.
+        let seconds = |whole: i64, nanos: i64| whole as f64 + nanos as f64 / 1e9;
+        Ok(Some(Details {
+            links: meta.nlink(),
+            accessed: seconds(meta.atime(), meta.atime_nsec()),
+            changed: seconds(meta.ctime(), meta.ctime_nsec()),
+            format: meta.mode() & libc::S_IFMT,
         }))
     }
 

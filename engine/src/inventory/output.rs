@@ -303,6 +303,7 @@ fn layer_text(layer: Layer) -> &'static str {
         Layer::RoleVars => "role vars",
         Layer::Block => "block vars",
         Layer::Task => "task vars",
+        Layer::IncludeVars => "include_vars",
         Layer::Registered => "set_fact or register",
         Layer::RoleParams => "role parameters",
         Layer::IncludeParams => "include parameters",

@@ -47,8 +47,10 @@ impl Apt {
         ];
         let mut env: Vec<(String, String)> = fixed.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         env.extend(self.environment.iter().cloned());
-        let argv = ["apt-get", "-q", "-y", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"];
-        Command { env, ..Command::new(argv.iter().map(|s| (*s).to_owned()).chain(words.iter().cloned())) }
+        // Without a terminal dpkg draws no progress into the output.
+        let options = ["Dpkg::Use-Pty=0", "Dpkg::Options::=--force-confdef", "Dpkg::Options::=--force-confold"];
+        let argv = ["apt-get", "-q", "-y"].into_iter().chain(options.into_iter().flat_map(|option| ["-o", option]));
+        Command { env, ..Command::new(argv.map(str::to_owned).chain(words.iter().cloned())) }
     }
 
     /// Runs apt-get. Waits for locks, and repairs what an interrupted run left.

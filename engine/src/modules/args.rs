@@ -283,8 +283,8 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
             let failure = Failure::new(format!("unknown argument '{name}'"));
-            if let Some((_, hint)) = EQUIVALENTS.iter().find(|(known, _)| known == name) {
-                return Err(failure.hint(*hint));
+            if let Some(hint) = equivalent(name) {
+                return Err(failure.hint(hint));
             }
             return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
                 Some(hint) => failure.hint(hint),
@@ -293,6 +293,11 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
         }
     }
     Ok(())
+}
+
+/// What to write instead of an argument that Ansible's modules have and ours lack.
+pub fn equivalent(name: &str) -> Option<&'static str> {
+    EQUIVALENTS.iter().find(|(known, _)| *known == name).map(|(_, hint)| *hint)
 }
 
 /// Arguments that Ansible's modules have and ours lack, with what to write instead.
@@ -315,6 +320,30 @@ const EQUIVALENTS: &[(&str, &str)] = &[
     ("validate_certs", "leave it out: certificates are always verified; name those of your own CA in ca_path"),
     ("variable_start_string", "leave it out: templates are Jinja or Tera with their usual delimiters"),
     ("trim_blocks", "leave it out: .j2 templates have it on, .tera templates trim with {%-"),
+    ("executable", "`executable` belongs to the shell module"),
+    ("expand_argument_vars", "arguments are passed as they are; `shell` expands"),
+    ("warn", "leave it out: there are no such warnings"),
+    ("argv", "`argv` belongs to the command module"),
+    ("password_lock", "give `password: \"!\"` to lock it"),
+    ("generate_ssh_key", "run ssh-keygen by the command module, with `creates`"),
+    ("move_home", "move the folder by a command; `home` only changes the entry"),
+    ("non_unique", "two users with one number are not supported"),
+    ("use", "leave it out: the way is found by itself"),
+    ("daemon_reexec", "run `systemctl daemon-reexec` by the command module"),
+    ("scope", "only the system's units are handled"),
+    ("sleep", "leave it out: a restart waits for the unit"),
+    ("pattern", "leave it out: systemd knows the state"),
+    ("upgrade", "upgrade the whole system by a command: `apt-get -y dist-upgrade`"),
+    ("autoremove", "run `apt-get -y autoremove` by the command module"),
+    ("force_apt_get", "apt-get is what runs: leave it out"),
+    ("dpkg_options", "changed configuration files are kept: leave it out"),
+    ("repo", "a line `deb URI SUITE COMPONENTS` is written as uris, suites and components"),
+    ("filename", "`name` is the file's name"),
+    ("unix_socket", "requests through a socket are not supported"),
+    ("force_basic_auth", "user and password are always sent: leave it out"),
+    ("http_agent", "give `headers: {User-Agent: …}`"),
+    ("active_connection_states", "connections are not counted here: leave it out"),
+    ("exclude_hosts", "connections are not counted here: leave it out"),
 ];
 
 /// Declares a module's arguments: a struct, its parser, and `ARGS` for the manual and for checks before the run.

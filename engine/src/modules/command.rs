@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{ended, hinted, text},
+    steps::{ended, text},
 };
 use crate::{args, host::{Command, FileKind, Output, Ran, Read, Write}};
 
@@ -59,12 +59,7 @@ pub(super) struct Call {
 }
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("executable", "`executable` belongs to the shell module"),
-        ("expand_argument_vars", "arguments are passed as they are; `shell` expands"),
-        ("warn", "leave it out: there are no such warnings"),
-    ];
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     let argv = match (args.cmd, args.argv.is_empty()) {
         (Some(_), false) => return Err(Failure::new("'cmd' and 'argv' exclude each other").hint("give one of them")),
         (Some(text), true) => {
@@ -74,7 +69,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }
         (None, _) => args.argv,
     };
-    if argv.first().is_none_or(|program| program.is_empty()) {
+    if argv.first().is_none_or(String::is_empty) {
         return Err(Failure::new("no command given").hint("write `command: PROGRAM ARGUMENTS`, or argv: [PROGRAM, …]"));
     }
     let operator = |word: &&String| ["|", ">", ">>", "<", "&&", "||", ";", "&"].contains(&word.as_str());

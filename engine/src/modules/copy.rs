@@ -49,7 +49,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "copy",
     aliases: &[],
-    summary: "puts files and folders in place, atomically",
+    summary: "Puts files and folders in place, atomically",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::File,

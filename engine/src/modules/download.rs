@@ -84,7 +84,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "download",
     aliases: &["get_url"],
-    summary: "fetches a file over HTTP, and keeps it only if its checksum is right",
+    summary: "Fetches a file over HTTP, and keeps it only if its checksum is right",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,

@@ -56,7 +56,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "file",
     aliases: &[],
-    summary: "makes and removes files, folders and links, and sets their owner and mode",
+    summary: "Makes and removes files, folders and links, and sets their owner and mode",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,

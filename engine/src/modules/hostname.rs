@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{Step, Steps, exists, hinted, read_text},
+    steps::{Step, Steps, exists, read_text},
 };
 use crate::{args, host::{Attrs, Command, Effect}};
 
@@ -32,7 +32,7 @@ pub const DEFINITION: Definition = Definition {
 const KERNEL: &str = "/proc/sys/kernel/hostname";
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let args = hinted(Args::parse(&inv.args), &[("use", "the way is found by itself: leave `use` out")])?;
+    let args = Args::parse(&inv.args)?;
     check(&args.name)?;
     let fixed = match cx.host.hostname() {
         Ok(name) => name.trim().to_owned(),

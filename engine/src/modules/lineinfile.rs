@@ -59,7 +59,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "lineinfile",
     aliases: &[],
-    summary: "makes sure that a line is in a file, or is not",
+    summary: "Makes sure that a line is in a file, or is not",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,

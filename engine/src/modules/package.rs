@@ -38,7 +38,7 @@ args! {
         /// Install recommended packages too; without it apt's own setting holds.
         install_recommends ["install-recommends"]: Option<bool>;
         /// How many seconds to wait for other programs that hold apt's or dpkg's lock.
-        lock_timeout []: Duration = Duration::from_secs(60);
+        lock_timeout []: Duration = Duration::from_mins(1);
         /// With `absent`: remove configuration files too.
         purge []: bool = false;
         /// Allow an older version than the installed one.
@@ -106,14 +106,7 @@ impl Asked {
 }
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("upgrade", "upgrade the whole system by a command: `apt-get -y dist-upgrade`"),
-        ("autoremove", "run `apt-get -y autoremove` by the command module"),
-        ("use", "apt is the only one: leave `use` out"),
-        ("force", "give `allow_downgrade` or `allow_change_held_packages`"),
-        ("force_apt_get", "apt-get is what runs: leave it out"),
-        ("dpkg_options", "changed configuration files are kept: leave it out"),
-    ];
+    let hints = [("force", "give `allow_downgrade` or `allow_change_held_packages`")];
     let args = hinted(Args::parse(&inv.args), &hints)?;
     check_family(cx)?;
     let asked: Vec<Asked> = args.name.iter().map(|name| Asked::parse(name)).collect::<Result<_, _>>()?;
@@ -357,7 +350,7 @@ mod tests {
     use super::*;
     use crate::modules::fake::{Fake, converges, go, plan};
 
-    const CALL: &str = "apt-get -q -y -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
+    const CALL: &str = "apt-get -q -y -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
 
     /// A host whose index is fresh.
     fn fresh() -> Fake {

@@ -41,7 +41,7 @@ args! {
         /// Refresh apt's index after a change. If that fails, the files are put back.
         update_cache ["update-cache"]: bool = true;
         /// How many seconds to wait for other programs that hold apt's lock.
-        lock_timeout []: std::time::Duration = std::time::Duration::from_secs(60);
+        lock_timeout []: std::time::Duration = std::time::Duration::from_mins(1);
         /// Whether it is there.
         state []: State = State::Present;
     }
@@ -61,8 +61,6 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let hints = [
-        ("repo", "a line `deb URI SUITE COMPONENTS` is written as uris, suites and components"),
-        ("filename", "`name` is the file's name"),
         ("mode", "the file is readable by all: leave it out"),
         ("validate_certs", "put it in a file in /etc/apt/apt.conf.d"),
     ];
@@ -198,7 +196,7 @@ impl Change for Call {
     }
 
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
-        steps::apply(&self.steps.steps, host)?;
+        steps::apply(&self.steps.list, host)?;
         if let Some(apt) = self.update
             && let Err(mut failure) = apt.update(host)
         {

@@ -4,11 +4,11 @@ use std::{path::Path, thread, time::Duration};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{hinted, run, text},
+    steps::{run, text},
 };
 use crate::{
     args, choice,
-    host::{Command, Effect, Ran, Read, Unit, Write},
+    host::{Command, Effect, FileKind, Ran, Read, Unit, Write},
 };
 
 choice!(
@@ -64,14 +64,7 @@ const FOLDERS: &[&str] = &[
 ];
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("daemon_reexec", "run `systemctl daemon-reexec` by the command module"),
-        ("scope", "only the system's units are handled"),
-        ("use", "systemd is the only one: leave `use` out"),
-        ("sleep", "leave it out: a restart waits for the unit"),
-        ("pattern", "leave it out: systemd knows the state"),
-    ];
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     let Some(name) = &args.name else {
         if !args.daemon_reload || args.state.is_some() || args.enabled.is_some() || args.masked.is_some() {
             return Err(Failure::new("argument 'name' is missing").hint("only `daemon_reload` works without it"));
@@ -159,6 +152,14 @@ fn plan_unit(name: &str, unit: &Unit, args: &Args, host: &dyn Read) -> Result<Pl
             return Ok(Plan::Change(Box::new(Call { name: name.to_owned(), absent: true, ..Call::default() })));
         }
         return Err(unknown_unit(name, host));
+    }
+    if args.masked == Some(true) && !is_masked {
+        let own = Path::new(FOLDERS[0]).join(name);
+        let meta = host.meta(&own).map_err(|e| Failure::io("look at", &own, &e))?;
+        if meta.is_some_and(|meta| meta.kind == FileKind::File) {
+            return Err(Failure::new(format!("{name} cannot be masked: its file {} stands in the way", own.display()))
+                .hint("remove it with systemd_unit and `state: absent`"));
+        }
     }
     let mut actions = Vec::new();
     let mut warnings = Vec::new();
@@ -316,7 +317,10 @@ fn act(host: &mut dyn Write, action: Action, name: &str, after: &Unit) -> Result
     run(host, &command, &[Effect::Unit(name.to_owned(), after.clone())]).map_err(|failure| {
         if matches!(action, Action::Start | Action::Restart | Action::Reload) {
             let said = failure.data.get("stderr").and_then(|s| s.as_str()).unwrap_or_default().to_owned();
-            let mut dead = died(host.as_read(), name, &format!("{name} could not be {}ed", action.verb()));
+            // systemctl's own words, unless they only send the reader on to the journal.
+            let why = said.lines().next().filter(|line| !line.starts_with("Job for ")).map(|line| format!(": {line}"));
+            let what = format!("{name} could not be {}ed{}", action.verb(), why.unwrap_or_default());
+            let mut dead = died(host.as_read(), name, &what);
             dead.data.insert("stderr".into(), said.into());
             dead
         } else {
@@ -473,6 +477,10 @@ mod tests {
         assert!(failure.message.starts_with("a.service could not be restarted"), "{failure}");
         assert!(failure.message.contains("address in use"));
         assert_eq!(failure.data["stderr"], "Job for a.service failed\n");
+        let said = "Failed to reload a.service: Job type reload is not applicable for unit a.service.\n";
+        let mut fake = Fake::new().unit_is("a.service", "active", "enabled").answers("systemctl reload", 1, "", said);
+        let failure = go(&mut fake, "service", json!({"name": "a", "state": "reloaded"})).unwrap_err();
+        assert!(failure.message.contains("could not be reloaded: Failed to reload a.service: Job type"), "{failure}");
     }
 
     #[test]
@@ -502,6 +510,9 @@ mod tests {
         assert_eq!(failure.hint.unwrap(), "give `masked: false`");
         converges(&mut fake, "service", json!({"name": "a", "masked": false, "enabled": true}));
         converges(&mut fake, "service", json!({"name": "a", "masked": true}));
+        let own = Fake::new().unit_is("c.service", "inactive", "disabled").file("/etc/systemd/system/c.service", "");
+        let failure = plan(&own, "service", json!({"name": "c", "masked": true})).unwrap_err();
+        assert!(failure.message.contains("stands in the way") && failure.hint.unwrap().contains("systemd_unit"));
         let outcome = go(&mut fake, "service", json!({"name": "b", "enabled": true})).unwrap();
         assert!(!outcome.changed && outcome.warnings[0].contains("[Install]"));
     }

@@ -7,7 +7,6 @@ use serde_json::json;
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
     command::{Call, build, inline_arguments, plan_call, stdin},
-    steps::hinted,
 };
 use crate::args;
 
@@ -46,8 +45,7 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [("warn", "leave it out: there are no such warnings"), ("argv", "`argv` belongs to the command module")];
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     if args.cmd.trim().is_empty() {
         return Err(Failure::new("no command given").hint("write `shell: COMMAND LINE`"));
     }

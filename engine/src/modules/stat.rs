@@ -6,6 +6,7 @@ use std::{
 };
 
 use md5::Md5;
+use nix::libc;
 use serde_json::{Map, Value};
 use sha1::Sha1;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     args, choice,
-    host::{FileKind, Meta, Read, atomic::explain},
+    host::{Details, FileKind, Meta, Read, atomic::explain},
 };
 
 choice!(
@@ -44,7 +45,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "stat",
     aliases: &[],
-    summary: "looks at a path and says what stands there",
+    summary: "Looks at a path and says what stands there",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
@@ -64,6 +65,10 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             return Ok(Plan::Unchanged(result(Map::from_iter([("exists".to_owned(), Value::Bool(false))]))));
         };
         let mut stat = describe(&args.path, &meta, cx.host)?;
+        let at = if args.follow { followed(cx.host, &args.path)? } else { args.path.clone() };
+        if let Some(more) = cx.host.details(&at).map_err(look)? {
+            describe_more(&more, &mut stat);
+        }
         if meta.kind == FileKind::File && args.get_checksum {
             match cx.host.read(&args.path) {
                 Ok(bytes) => drop(stat.insert("checksum".into(), checksum(args.checksum_algorithm, &bytes).into())),
@@ -116,6 +121,19 @@ fn describe(path: &Path, meta: &Meta, host: &dyn Read) -> Result<Map<String, Val
     Ok(stat)
 }
 
+/// What only a path that is really there has.
+fn describe_more(more: &Details, stat: &mut Map<String, Value>) {
+    let mut put = |name: &str, value: Value| drop(stat.insert(name.to_owned(), value));
+    put("nlink", more.links.into());
+    put("atime", more.accessed.into());
+    put("ctime", more.changed.into());
+    for (name, format) in
+        [("isblk", libc::S_IFBLK), ("ischr", libc::S_IFCHR), ("isfifo", libc::S_IFIFO), ("issock", libc::S_IFSOCK)]
+    {
+        put(name, (more.format == format).into());
+    }
+}
+
 fn checksum(algorithm: Algorithm, bytes: &[u8]) -> String {
     match algorithm {
         Algorithm::Md5 => hex(&Md5::digest(bytes)),
@@ -158,5 +176,8 @@ mod tests {
         assert_eq!((&seen["islnk"], &seen["lnk_target"], &seen["lnk_source"]), (&json!(true), &json!("f"), &json!(path)));
         assert_eq!(stat(json!({"path": link, "follow": true}))["checksum"], file["checksum"]);
         assert_eq!(stat(json!({"path": folder.path()}))["isdir"], true);
+        assert_eq!(file["nlink"], 1);
+        let device = stat(json!({"path": "/dev/null"}));
+        assert_eq!((&device["ischr"], &device["isblk"], &device["isreg"]), (&json!(true), &json!(false), &json!(false)));
     }
 }

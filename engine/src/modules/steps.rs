@@ -22,19 +22,22 @@ pub(crate) enum Step {
     PlannedFile(PathBuf, Vec<u8>),
 }
 
+/// See [`Steps::finish`].
+pub(crate) type Finish = fn(&dyn Read, Outcome) -> Result<Outcome, Failure>;
+
 /// Steps in order; the first that fails ends them.
 #[derive(Debug)]
 pub(crate) struct Steps {
     pub(crate) diffs: Vec<Diff>,
-    pub(crate) steps: Vec<Step>,
+    pub(crate) list: Vec<Step>,
     pub(crate) outcome: Outcome,
     /// Adds results that are known only afterwards (not in check mode).
-    pub(crate) finish: Option<fn(&dyn Read, Outcome) -> Result<Outcome, Failure>>,
+    pub(crate) finish: Option<Finish>,
 }
 
 impl Steps {
     pub(crate) fn new(outcome: Outcome) -> Self {
-        Self { diffs: Vec::new(), steps: Vec::new(), outcome, finish: None }
+        Self { diffs: Vec::new(), list: Vec::new(), outcome, finish: None }
     }
 
     pub(crate) fn diff(mut self, what: impl Into<String>, before: impl Into<String>, after: impl Into<String>) -> Self {
@@ -43,7 +46,7 @@ impl Steps {
     }
 
     pub(crate) fn step(mut self, step: Step) -> Self {
-        self.steps.push(step);
+        self.list.push(step);
         self
     }
 
@@ -58,7 +61,7 @@ impl Change for Steps {
     }
 
     fn paths(&self) -> Vec<PathBuf> {
-        self.steps
+        self.list
             .iter()
             .filter_map(|step| match step {
                 Step::Write(path, ..) | Step::Remove(path) => Some(path.clone()),
@@ -68,8 +71,8 @@ impl Change for Steps {
     }
 
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
-        let Self { steps, mut outcome, finish, .. } = *self;
-        outcome.unknown |= apply(&steps, host)?;
+        let Self { list, mut outcome, finish, .. } = *self;
+        outcome.unknown |= apply(&list, host)?;
         match finish {
             Some(finish) if !host.is_overlay() => finish(host.as_read(), outcome),
             _ => Ok(outcome),

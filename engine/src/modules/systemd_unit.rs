@@ -121,7 +121,7 @@ fn present(
     if start {
         steps.diffs.push(unit_diff(name, &unit.active, "active"));
     }
-    if steps.steps.is_empty() && !start {
+    if steps.list.is_empty() && !start {
         return Ok(Plan::Unchanged(Outcome { warnings: steps.outcome.warnings, ..outcome }));
     }
     let verify = (differs && args.dropin.is_none()).then_some(path);
@@ -300,7 +300,7 @@ impl Change for Written {
     }
     fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
         let mut outcome = self.steps.outcome;
-        outcome.unknown |= steps::apply(&self.steps.steps, host)?;
+        outcome.unknown |= steps::apply(&self.steps.list, host)?;
         if let Some((name, unit)) = self.start {
             outcome.unknown |= service::start(host, &name, &unit)? == Ran::Unknown;
         }

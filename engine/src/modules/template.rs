@@ -40,7 +40,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "template",
     aliases: &[],
-    summary: "renders a template to a file, atomically",
+    summary: "Renders a template to a file, atomically",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Template,

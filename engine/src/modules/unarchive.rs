@@ -57,7 +57,7 @@ args! {
 pub const DEFINITION: Definition = Definition {
     name: "unarchive",
     aliases: &[],
-    summary: "unpacks an archive; a second run compares and changes nothing",
+    summary: "Unpacks an archive; a second run compares and changes nothing",
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::File,

@@ -99,12 +99,7 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("src", "read the file by the `file` lookup and give it as `body`"),
-        ("unix_socket", "requests through a socket are not supported"),
-        ("force_basic_auth", "user and password are always sent: leave it out"),
-        ("http_agent", "give `headers: {User-Agent: …}`"),
-    ];
+    let hints = [("src", "read the file by the `file` lookup and give it as `body`")];
     let args = hinted(Args::parse(&inv.args), &hints)?;
     let request = Request::new(&args, cx.host)?;
     if let Some(path) = &args.creates

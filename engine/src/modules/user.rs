@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     group::{check_name, groups},
-    steps::{Step, Steps, hinted, read_text},
+    steps::{Step, Steps, read_text},
 };
 use crate::{
     args, choice,
@@ -70,13 +70,7 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("password_lock", "give `password: \"!\"` to lock it"),
-        ("generate_ssh_key", "run ssh-keygen by the command module, with `creates`"),
-        ("move_home", "move the folder by a command; `home` only changes the entry"),
-        ("non_unique", "two users with one number are not supported"),
-    ];
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     check_name("user", &args.name)?;
     check_fields(&args)?;
     let users = cx.host.users().map_err(|e| Failure::io("read", Path::new("/etc/passwd"), &e))?;
@@ -328,7 +322,7 @@ fn assemble(
         steps.diffs.insert(0, Diff { what, before: found.before, after, hidden: false });
     }
     steps.finish = Some(numbers);
-    Ok(if steps.steps.is_empty() { Plan::Unchanged(outcome) } else { steps.into_plan() })
+    Ok(if steps.list.is_empty() { Plan::Unchanged(outcome) } else { steps.into_plan() })
 }
 
 /// The numbers that a new user has got.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{hinted, text},
+    steps::{text},
 };
 use crate::{
     args, choice,
@@ -38,7 +38,7 @@ args! {
         /// A regular expression that must stand in the file, or in what the port says first.
         search_regex []: Option<regex::Regex>;
         /// How long to wait in all, in seconds.
-        timeout []: Duration = Duration::from_secs(300);
+        timeout []: Duration = Duration::from_mins(5);
         /// How long to wait before the first look, in seconds.
         delay []: Duration = Duration::ZERO;
         /// The pause between two looks, in seconds.
@@ -77,14 +77,10 @@ pub const DEFINITION: Definition = Definition {
 };
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let hints = [
-        ("active_connection_states", "connections are not counted here: leave it out"),
-        ("exclude_hosts", "connections are not counted here: leave it out"),
-    ];
     if inv.args.get("state").and_then(Value::as_str) == Some("drained") {
         return Err(Failure::new("argument 'state': 'drained' is not supported").hint("wait for 'stopped'"));
     }
-    let args = hinted(Args::parse(&inv.args), &hints)?;
+    let args = Args::parse(&inv.args)?;
     match (args.port, &args.path) {
         (Some(_), Some(_)) => return Err(Failure::new("'port' and 'path' exclude each other").hint("write two tasks")),
         (None, None) if args.search_regex.is_some() => {
@@ -97,10 +93,11 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         _ => {}
     }
     // A first look here lets check mode say "ok" where it is so.
-    if args.delay.is_zero() && (args.port.is_some() || args.path.is_some()) {
-        if let Seen::Yes(groups) = look(&args, cx.host, args.connect_timeout)? {
-            return Ok(Plan::Unchanged(outcome(&args, groups, Duration::ZERO)));
-        }
+    if args.delay.is_zero()
+        && (args.port.is_some() || args.path.is_some())
+        && let Seen::Yes(groups) = look(&args, cx.host, args.connect_timeout.min(args.timeout))?
+    {
+        return Ok(Plan::Unchanged(outcome(&args, groups, Duration::ZERO)));
     }
     Ok(Plan::Change(Box::new(Wait(args))))
 }
@@ -228,7 +225,7 @@ fn port_answers(args: &Args, port: u16, connect: Duration) -> Result<Vec<Option<
     Err(why)
 }
 
-/// Addresses without NSS: a literal, or a line of /etc/hosts; other names through the resolver.
+/// Literal addresses never reach the resolver.
 fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse() {
         return Ok(vec![SocketAddr::new(ip, port)]);

@@ -254,13 +254,16 @@ impl State<'_> {
             return;
         }
         let mut given: Vec<(&str, Span)> = Vec::new();
+        let mut meant: Vec<&str> = Vec::new();
         for (key, value) in entries {
             let arg = definition.args.iter().find(|a| a.name == key.name || a.aliases.contains(&key.name.as_str()));
             let Some(arg) = arg else {
-                self.out.push(
-                    Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name))
-                        .nearest(&key.name, definition.args.iter().map(|a| a.name)),
-                );
+                meant.extend(crate::diag::nearest(&key.name, definition.args.iter().map(|a| a.name)));
+                let unknown = Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name));
+                self.out.push(match modules::args::equivalent(&key.name) {
+                    Some(hint) => unknown.hint(hint),
+                    None => unknown.nearest(&key.name, definition.args.iter().map(|a| a.name)),
+                });
                 continue;
             };
             if let Some((_, first)) = given.iter().find(|(name, _)| *name == arg.name) {
@@ -291,7 +294,8 @@ impl State<'_> {
             })
         };
         for arg in definition.args.iter().filter(|a| a.required) {
-            if !given.iter().any(|(name, _)| *name == arg.name) && !defaulted(arg.name) {
+            let misspelt = meant.contains(&arg.name);
+            if !given.iter().any(|(name, _)| *name == arg.name) && !defaulted(arg.name) && !misspelt {
                 self.out.push(
                     Diagnostic::error(span, format!("module '{module}' needs argument '{}'", arg.name))
                         .hint(format!("{}: {}", arg.name, (arg.kind)())),
@@ -353,10 +357,8 @@ impl State<'_> {
         let what = if kind == SearchKind::Files { "file" } else { "template" };
         let Some(path) = found else {
             let near: Vec<String> = search.first().map(|d| self.tree.names(d)).unwrap_or_default();
-            let mut wrong = Diagnostic::error(src.span, format!("{what} '{name}' does not exist"));
-            if let Some(near) = crate::diag::nearest(name, near.iter().map(String::as_str)) {
-                wrong = wrong.hint(format!("did you mean '{near}'?"));
-            }
+            let wrong = Diagnostic::error(src.span, format!("{what} '{name}' does not exist"));
+            let mut wrong = super::files::hint_file(wrong, name, &near);
             for dir in search.iter().filter(|_| !Path::new(name).is_absolute()) {
                 wrong = wrong.note(Span::NONE, format!("looked in {}", super::files::folder(dir)));
             }

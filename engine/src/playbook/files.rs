@@ -50,6 +50,26 @@ pub(super) fn folder(dir: &Path) -> String {
     if dir.as_os_str().is_empty() { "./".into() } else { format!("{}/", dir.display()) }
 }
 
+/// The nearest of some file names; the endings do not count.
+pub(super) fn nearest_file<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
+    let stem = |n: &str| Path::new(n).with_extension("").to_string_lossy().into_owned();
+    let same = known.iter().find(|k| stem(k) == stem(name) && k.as_str() != name);
+    let stems: Vec<String> = known.iter().map(|k| stem(k)).collect();
+    let near = || {
+        let near = crate::diag::nearest(&stem(name), stems.iter().map(String::as_str))?.to_owned();
+        known.iter().find(|k| stem(k) == near)
+    };
+    same.or_else(near).map(String::as_str)
+}
+
+/// Adds the nearest file name as the hint.
+pub(super) fn hint_file(wrong: Diagnostic, name: &str, known: &[String]) -> Diagnostic {
+    match nearest_file(name, known) {
+        Some(near) => wrong.hint(format!("did you mean '{near}'?")),
+        None => wrong,
+    }
+}
+
 /// True for the two endings of YAML files.
 pub(super) fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yml" || e == "yaml")

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    files::{folder, is_yaml},
+    files::{folder, hint_file, is_yaml},
     keywords::On,
     load::{Cx, State},
     model::{Action, Inherit, Item},
@@ -43,14 +43,18 @@ impl State<'_> {
                 key.name = names[0].to_owned();
             }
         }
+        let mut unknown = false;
         for (key, _) in entries.iter().filter(|(k, _)| !names.contains(&k.name.as_str())) {
+            unknown = true;
             self.out.push(
                 Diagnostic::error(key.span, format!("unknown argument '{}' of '{action}'", key.name))
                     .nearest(&key.name, names.iter().copied()),
             );
         }
         if !entries.iter().any(|(k, v)| k.name == names[0] && !v.is_null()) {
-            self.out.push(Diagnostic::error(value.span, format!("'{action}' needs '{}'", names[0])));
+            if !unknown {
+                self.out.push(Diagnostic::error(value.span, format!("'{action}' needs '{}'", names[0])));
+            }
             return Vec::new();
         }
         entries
@@ -76,10 +80,8 @@ impl State<'_> {
         let found = search.iter().map(|dir| dir.join(name)).find(|p| self.tree.is_file(p));
         if found.is_none() {
             let near: Vec<String> = search.iter().flat_map(|d| self.yaml_names(d)).collect();
-            let mut wrong = Diagnostic::error(file.span, format!("task file '{name}' does not exist"));
-            if let Some(near) = crate::diag::nearest(name, near.iter().map(String::as_str)) {
-                wrong = wrong.hint(format!("did you mean '{near}'?"));
-            }
+            let wrong = Diagnostic::error(file.span, format!("task file '{name}' does not exist"));
+            let mut wrong = hint_file(wrong, name, &near);
             for dir in &search {
                 wrong = wrong.note(Span::NONE, format!("looked in {}", folder(dir)));
             }
@@ -189,14 +191,18 @@ impl State<'_> {
 
     /// Reads a file that an include names, once, without what it inherits.
     fn included_file(&mut self, path: &Path, used: Span, cx: &Cx) {
-        if self.bundle.task_files.contains_key(path) {
+        if !self.included.insert(path.to_path_buf()) {
             return;
         }
         // Held while it is read: a file that includes itself ends here.
-        self.bundle.task_files.insert(path.to_path_buf(), Arc::default());
+        let known = self.bundle.task_files.contains_key(path);
+        self.bundle.task_files.entry(path.to_path_buf()).or_default();
         let inner = Cx { files: cx.files.first().cloned().into_iter().collect(), ..cx.clone() };
         let items = self.task_file(path, used, &inner);
-        self.bundle.task_files.insert(path.to_path_buf(), Arc::new(items));
+        // A later play reads it again for its own handlers and notifications; the tasks are the same.
+        if !known {
+            self.bundle.task_files.insert(path.to_path_buf(), Arc::new(items));
+        }
     }
 
     /// Reads every file that a name with expressions can mean.
@@ -316,10 +322,8 @@ impl State<'_> {
                 Some(path) => self.take_vars_file(&path, file.span),
                 None => {
                     let near: Vec<String> = search.iter().flat_map(|d| self.yaml_names(d)).collect();
-                    self.out.push(
-                        Diagnostic::error(file.span, format!("vars file '{text}' does not exist"))
-                            .nearest(&text, near.iter().map(String::as_str)),
-                    );
+                    let wrong = Diagnostic::error(file.span, format!("vars file '{text}' does not exist"));
+                    self.out.push(hint_file(wrong, &text, &near));
                 }
             }
         }

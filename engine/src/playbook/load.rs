@@ -7,10 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
-
 use super::{
-    files::{Blob, EMBEDDED, Tree, shown},
+    files::{Blob, EMBEDDED, Tree, hint_file, shown},
     keywords::{self, Class, On, Status},
     model::{Bundle, Handler, Play, RoleId},
     syntax,
@@ -20,7 +18,6 @@ use crate::{
     node::{Kind, Node},
     project::Project,
     roles::EmbeddedRoles,
-    template,
     vars::{Layer, Scope, Var, Vars},
 };
 
@@ -137,6 +134,8 @@ pub(super) struct State<'a> {
     pub(super) first_use: HashMap<String, RoleId>,
     /// Task files that were read, or are being read.
     pub(super) task_files: BTreeSet<PathBuf>,
+    /// Files that includes of this play name.
+    pub(super) included: BTreeSet<PathBuf>,
     /// Roles whose files were taken in.
     pub(super) taken_in: BTreeSet<PathBuf>,
     /// Templates that were checked.
@@ -158,6 +157,7 @@ impl<'a> State<'a> {
             public: Vec::new(),
             first_use: HashMap::new(),
             task_files: BTreeSet::new(),
+            included: BTreeSet::new(),
             taken_in: BTreeSet::new(),
             checked: BTreeSet::new(),
         }
@@ -201,9 +201,12 @@ impl<'a> State<'a> {
         }
         if bare {
             for name in &names {
-                if let Some(bytes) = self.loader.embedded_roles.playbook(&name.to_string_lossy()) {
+                let ours = self.loader.embedded_roles;
+                if ours.playbook(&name.to_string_lossy()).is_some() {
+                    // All of them: one may import another.
                     let dir = Path::new(EMBEDDED).join("playbooks");
-                    self.tree.embed(&dir, vec![(name.clone(), bytes, 0o644)]);
+                    let all = ours.playbooks().into_iter().filter_map(|n| Some((PathBuf::from(&n), ours.playbook(&n)?, 0o644)));
+                    self.tree.embed(&dir, all.collect());
                     return Ok(dir.join(name));
                 }
             }
@@ -213,8 +216,11 @@ impl<'a> State<'a> {
             known.extend(self.tree.names(folder).into_iter().filter(|n| super::files::is_yaml(Path::new(n))));
         }
         let what = if given.is_dir() { "is a folder, not a playbook" } else { "does not exist" };
-        Err(Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()))
-            .nearest(&given.to_string_lossy(), known.iter().map(String::as_str)))
+        if let Some(dir) = given.parent() {
+            known.extend(self.siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
+        }
+        let wrong = Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()));
+        Err(hint_file(wrong, &given.to_string_lossy(), &known))
     }
 
     /// Reads a playbook's plays. `open` are the playbooks being read.
@@ -265,10 +271,8 @@ impl<'a> State<'a> {
         if !self.tree.is_file(&path) {
             let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
             let near = self.siblings(&dir);
-            self.out.push(
-                Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()))
-                    .nearest(&name, near.iter().map(String::as_str)),
-            );
+            let wrong = Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()));
+            self.out.push(hint_file(wrong, &name, &near));
             return;
         }
         let first = self.bundle.plays.len();
@@ -350,9 +354,13 @@ impl<'a> State<'a> {
                 },
                 Class::Misplaced(keyword) => {
                     let places: Vec<&str> = keyword.on.iter().map(|o| o.describe()).collect();
+                    let hint = if on == On::Include && keyword.on.contains(&On::Block) {
+                        "put it under 'apply', or on a block around the include".to_owned()
+                    } else {
+                        format!("it stands in {}", places.join(", "))
+                    };
                     self.out.push(
-                        Diagnostic::error(key.span, format!("keyword '{}' cannot stand in {}", key.name, on.describe()))
-                            .hint(format!("it stands in {}", places.join(", "))),
+                        Diagnostic::error(key.span, format!("keyword '{}' cannot stand in {}", key.name, on.describe())).hint(hint),
                     );
                 }
                 Class::Unknown => unknown.push(entry),
@@ -411,85 +419,13 @@ impl<'a> State<'a> {
         }
     }
 
-    /// A value that must be known before the run: expressions see `-e` and the play's variables only.
-    pub(super) fn known_value(&mut self, node: &Node, what: &str) -> Option<Value> {
-        if !syntax::has_expression(node) {
-            return Some(node.to_value());
-        }
-        match template::render(node, &self.known) {
-            Ok(value) => Some(value),
-            Err(template::EvalError::Wrong(wrong)) => {
-                self.out.push(
-                    Diagnostic::error(node.span, format!("{what} must be known before the run: {}", wrong.message))
-                        .hint("only -e and the play's vars can be used here"),
-                );
-                None
-            }
-            Err(template::EvalError::Unknown(why)) => {
-                self.out.push(Diagnostic::error(node.span, format!("{what} must be known before the run: {why}")));
-                None
-            }
-        }
-    }
-
-    /// Text that must be known before the run.
-    pub(super) fn known_text(&mut self, node: &Node, what: &str) -> Option<String> {
-        let value = self.known_value(node, what)?;
-        let read = Node::from_value(&value, node.span).scalar_text();
-        let text = self.told(read.map_err(|d| Diagnostic { message: format!("{what}: {}", d.message), ..d }))?;
-        if text.is_empty() {
-            self.out.push(Diagnostic::error(node.span, format!("{what} is empty")));
-            return None;
-        }
-        Some(text)
-    }
-
-    /// A boolean that must be known before the run.
-    pub(super) fn known_bool(&mut self, node: &Node, key: &str) -> Option<bool> {
-        let value = self.known_value(node, &format!("'{key}'"))?;
-        let rendered = syntax::has_expression(node);
-        match &value {
-            Value::Bool(b) => Some(*b),
-            Value::String(text) if rendered => match text.to_lowercase().as_str() {
-                "true" | "yes" | "on" | "1" => Some(true),
-                "false" | "no" | "off" | "0" => Some(false),
-                _ => self.told(Err(node.expected(&format!("true or false for '{key}'")))),
-            },
-            _ => {
-                let found = Node::from_value(&value, node.span);
-                let shown = match &value {
-                    Value::String(s) => format!("the string '{s}'"),
-                    _ => found.describe().to_owned(),
-                };
-                self.out.push(Diagnostic::error(node.span, format!("'{key}' must be true or false, found {shown}")));
-                None
-            }
-        }
-    }
-
-    /// A whole number from 1 that must be known before the run.
-    pub(super) fn known_count(&mut self, node: &Node, key: &str) -> Option<usize> {
-        let value = self.known_value(node, &format!("'{key}'"))?;
-        let number = match &value {
-            Value::Number(n) => n.as_u64(),
-            Value::String(s) => s.trim().parse().ok(),
-            _ => None,
-        };
-        match number.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0) {
-            Some(n) => Some(n),
-            None => {
-                self.out.push(Diagnostic::error(node.span, format!("'{key}' must be a whole number from 1")));
-                None
-            }
-        }
-    }
-
     /// Ends a play: its handlers in order, its notifications checked.
     pub(super) fn settle(&mut self, play: &mut Play) {
         play.handlers.append(&mut self.handlers);
         play.public = std::mem::take(&mut self.public);
         self.check_notified(&play.handlers);
         self.first_use.clear();
+        self.included.clear();
     }
 
     fn check_notified(&mut self, handlers: &[Handler]) {

@@ -5,6 +5,7 @@ mod files;
 mod include;
 mod inherit;
 mod keywords;
+mod known;
 mod load;
 mod loops;
 /// What a playbook means.

@@ -207,10 +207,8 @@ impl State<'_> {
                 let near = paths[0].parent().map(|d| self.siblings(d)).unwrap_or_default();
                 let base = paths[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-                self.out.push(
-                    Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")))
-                        .nearest(&base, near.iter().map(String::as_str)),
-                );
+                let wrong = Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")));
+                self.out.push(super::files::hint_file(wrong, &base, &near));
                 continue;
             };
             if let Some(tree) = self.yaml(path, entry.span) {
@@ -244,6 +242,8 @@ impl State<'_> {
             self.task(node, cx, &mut items);
             let turns = present(node, "serial").and_then(|n| self.known_count(n, "serial"));
             let gate = present(node, "gate").and_then(|n| self.gate(n));
+            // A gate is asked between turns: without a number, one host takes its turn at a time.
+            let turns = turns.or(gate.map(|_| 1));
             let listen = self.strings(node, "listen");
             let single = items.len() == 1;
             for item in items {

@@ -351,8 +351,7 @@ impl State<'_> {
 
     fn missing_part(&self, path: &Path, part: &str, name: &str, used: Span) -> Diagnostic {
         let near = self.tree.names(&path.join(part));
-        Diagnostic::error(used, format!("{}{part}/{name} does not exist", folder(path)))
-            .nearest(name, near.iter().map(String::as_str))
+        super::files::hint_file(Diagnostic::error(used, format!("{}{part}/{name} does not exist", folder(path))), name, &near)
     }
 
     fn role_tasks(&mut self, named: &Named, path: &Path, cx: &Cx) -> Vec<Item> {

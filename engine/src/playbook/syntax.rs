@@ -1,9 +1,11 @@
 //! Expressions and text in playbooks, as far as they can be checked without values.
 
+use std::path::Path;
+
 use crate::{
-    diag::{Diagnostic, Span},
+    diag::{Diagnostic, FileId, Span},
     node::{Kind, Node},
-    template,
+    template::{self, TemplateKind, TemplateSource},
 };
 
 /// True if text holds an expression or a statement.
@@ -29,31 +31,18 @@ pub(super) fn single(text: &str) -> Option<&str> {
 
 /// Checks an expression without braces.
 pub(super) fn expression(text: &str, span: Span) -> Result<(), Diagnostic> {
-    template::references(text, span).map(|_| ())
+    template::check_expression(text, span)
 }
 
 /// Checks text with expressions in it.
 pub(super) fn text(text: &str, span: Span) -> Result<(), Diagnostic> {
-    if !braces(text) {
-        return Ok(());
-    }
-    if let Some(inner) = single(text) {
-        return expression(inner, span);
-    }
-    let mut rest = text;
-    while let Some(start) = rest.find("{{") {
-        let Some(end) = rest[start..].find("}}") else {
-            return Err(Diagnostic::error(span, "'{{' is never closed").hint("write {{ name }}"));
-        };
-        expression(rest[start + 2..start + end].trim(), span)?;
-        rest = &rest[start + end + 2..];
-    }
-    Ok(())
+    template::check_text(text, span)
 }
 
 /// Checks the text of a template.
-pub(super) fn template(_path: &std::path::Path, _file: crate::diag::FileId, _text: &str) -> Result<(), Diagnostic> {
-    Ok(())
+pub(super) fn template(path: &Path, file: FileId, text: &str) -> Result<(), Diagnostic> {
+    let name = path.to_string_lossy();
+    template::check_template(TemplateKind::of(path), &TemplateSource { name: &name, file, text }).map(|_| ())
 }
 
 /// True if text that may hold expressions can come out as `name`.

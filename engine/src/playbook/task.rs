@@ -446,7 +446,7 @@ impl State<'_> {
         let word = ["yes", "no", "on", "off"].contains(&text.to_lowercase().as_str());
         if word || literal_text || text.parse::<f64>().is_ok() {
             self.out.push(
-                Diagnostic::error(span, format!("'{key}' must give true or false, '{text}' does not"))
+                Diagnostic::error(span, format!("'{key}' must give true or false, {text} does not"))
                     .hint(if word { "write true or false, without quotes" } else { "compare it with something" }),
             );
             return None;

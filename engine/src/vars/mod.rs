@@ -45,6 +45,8 @@ pub enum Layer {
     Block,
     /// `vars:` of a task.
     Task,
+    /// `include_vars`.
+    IncludeVars,
     /// `set_fact` and `register`.
     Registered,
     /// Parameters given where the role is named.
@@ -172,6 +174,12 @@ impl Scope {
     /// What answers `lookup(…)`; nothing on a host.
     pub fn lookups(&self) -> Option<&dyn Lookups> {
         self.lookups.as_deref()
+    }
+
+    /// This scope under all layers of another.
+    pub fn over(&self, stronger: &Self) -> Self {
+        let layers = self.layers.iter().chain(&stronger.layers).cloned().collect();
+        Self { layers, lookups: stronger.lookups.clone() }
     }
 
     /// The variable that wins.

@@ -107,8 +107,8 @@ async fn a_host_that_falls_silent_is_noticed() {
     let sshd = Sshd::start();
     sshd.trust("ed25519");
     let mut settings = sshd.settings();
-    settings.keepalive = Duration::from_millis(200);
-    settings.connect_timeout = Duration::from_secs(2);
+    settings.keepalive = Duration::from_millis(500);
+    settings.connect_timeout = Duration::from_secs(5);
     let transport = Transport::new(settings).expect("good");
     let session = transport.connect(&sshd.target()).await.expect("connected");
     let mut channel = session.exec("sleep 60").await.expect("started");
@@ -122,7 +122,7 @@ async fn a_host_that_falls_silent_is_noticed() {
         }
     };
     signal("-STOP");
-    let exit = tokio::time::timeout(Duration::from_secs(10), channel.exit()).await.expect("noticed");
+    let exit = tokio::time::timeout(Duration::from_secs(20), channel.exit()).await.expect("noticed");
     assert_eq!(exit, Exit::Lost("the host stopped answering (keepalive)".to_owned()));
     let error = session.exec("true").await.expect_err("gone");
     assert!(matches!(&error, SshError::Lost { .. }), "{error}");

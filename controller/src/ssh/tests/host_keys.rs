@@ -316,7 +316,7 @@ async fn a_console_that_may_not_be_read_ends_at_once() {
     let error =
         connect(&with_console(&sshd, &console), &instance(&sshd, "i-0a")).await.expect_err("denied").to_string();
     assert!(error.contains("ec2:GetConsoleOutput is denied"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < Duration::from_secs(10));
     // An entry for the address vouches for it all the same, and is pinned.
     sshd.trust("ed25519");
     connect(&with_console(&sshd, &console), &instance(&sshd, "i-0a")).await.expect("known by address");

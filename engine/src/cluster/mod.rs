@@ -1,0 +1,197 @@
+//! Asking the real cluster. Thin typed clients: only the endpoints that are used.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::playbook::model::Gate;
+
+/// Between two polls.
+const POLL: Duration = Duration::from_millis(500);
+/// The cluster must be whole for this long: autopilot looks at its servers every two seconds, so that a shorter time
+/// could still show the state of before a restart.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// What a gate asks.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The product's HTTP address on this host.
+    pub url: String,
+    /// After this long without a whole cluster the gate refuses.
+    pub timeout: Duration,
+    /// How many voters there should be; `None`: as many as autopilot knows.
+    pub voters: Option<usize>,
+}
+
+/// The answer of `/v1/operator/autopilot/health`, Consul's and Nomad's (HTTP 200 when healthy, 429 when not).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AutopilotHealth {
+    /// All servers are.
+    pub healthy: bool,
+    /// Servers that may fail before quorum is lost.
+    pub failure_tolerance: usize,
+    /// The servers.
+    #[serde(default)]
+    pub servers: Vec<ServerHealth>,
+}
+
+/// One server.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServerHealth {
+    /// Node name.
+    pub name: String,
+    /// `alive`, `left`, `failed`.
+    pub serf_status: String,
+    /// It votes.
+    pub voter: bool,
+    /// Autopilot's opinion.
+    pub healthy: bool,
+}
+
+impl AutopilotHealth {
+    /// `Ok` where all voters are healthy and the failure tolerance of their number is there; else what is missing.
+    pub fn whole(&self, voters: Option<usize>) -> Result<(), String> {
+        let sick: Vec<&str> =
+            self.servers.iter().filter(|s| !s.healthy || s.serf_status != "alive").map(|s| s.name.as_str()).collect();
+        if !sick.is_empty() {
+            return Err(format!("not healthy: {}", sick.join(", ")));
+        }
+        let have = self.servers.iter().filter(|s| s.voter).count();
+        let want = voters.unwrap_or(have);
+        if have < want || have == 0 {
+            return Err(format!("{have} of {want} voters"));
+        }
+        let tolerance = have.saturating_sub(1) / 2;
+        if !self.healthy || self.failure_tolerance < tolerance {
+            return Err(format!("failure tolerance {} of {tolerance}", self.failure_tolerance));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct AgentSelf {
+    #[serde(rename = "Stats", alias = "stats", default)]
+    stats: indexmap::IndexMap<String, indexmap::IndexMap<String, String>>,
+}
+
+/// Blocks until the cluster is whole, seen from this host, for [`SETTLE`]; else says what was missing last.
+pub fn wait_healthy(
+    gate: Gate,
+    question: &Question,
+    stopped: &dyn Fn() -> bool,
+    waiting: &dyn Fn(&str),
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start a runtime: {e}"))?;
+    let client = client()?;
+    let deadline = Instant::now() + question.timeout;
+    let mut whole_since: Option<Instant> = None;
+    let mut said = String::new();
+    loop {
+        if stopped() {
+            return Err("stopped while it waited".into());
+        }
+        match runtime.block_on(look(&client, gate, question)) {
+            Ok(()) => {
+                let since = *whole_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= SETTLE {
+                    return Ok(());
+                }
+            }
+            Err(why) => {
+                whole_since = None;
+                if why != said {
+                    waiting(&format!("{} ({why})", product(gate)));
+                    said = why;
+                }
+            }
+        }
+        if Instant::now() > deadline {
+            let why = if said.is_empty() { "not whole for long enough".to_owned() } else { said };
+            return Err(format!("{} is not whole after {} s: {why}", product(gate), question.timeout.as_secs()));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn product(gate: Gate) -> &'static str {
+    match gate {
+        Gate::Consul => "consul",
+        Gate::Nomad => "nomad",
+    }
+}
+
+fn client() -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .no_proxy()
+        // Loopback over plain HTTP: a host without a CA store must not fail here.
+        .tls_certs_only([])
+        .build()
+        .map_err(|e| format!("cannot make an HTTP client: {e}"))
+}
+
+async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), String> {
+    let url = question.url.trim_end_matches('/');
+    let get = async |path: &str| {
+        let answer = client.get(format!("{url}{path}")).send().await.map_err(|_| format!("no answer from {url}"))?;
+        let status = answer.status();
+        let body = answer.bytes().await.map_err(|e| format!("{path}: {e}"))?;
+        // 429 is autopilot's way to say that it is not healthy, with the same body.
+        if status.is_success() || status.as_u16() == 429 {
+            return Ok(body);
+        }
+        let text = String::from_utf8_lossy(&body);
+        Err(format!("{path}: HTTP {}: {}", status.as_u16(), text.trim().chars().take(200).collect::<String>()))
+    };
+    // This server first: autopilot may still hold the state of before its restart.
+    let body = get("/v1/agent/self").await?;
+    let agent: AgentSelf = serde_json::from_slice(&body).map_err(|e| format!("/v1/agent/self: {e}"))?;
+    if let Some(raft) = agent.stats.get("raft") {
+        let state = raft.get("state").map_or("", String::as_str);
+        if !matches!(state, "Leader" | "Follower") {
+            return Err(format!("this server is {}", if state.is_empty() { "starting" } else { state }));
+        }
+        let index = |name: &str| raft.get(name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
+        if index("applied_index") < index("commit_index") {
+            return Err("this server is catching up".into());
+        }
+    }
+    let body = get("/v1/operator/autopilot/health").await?;
+    let health: AutopilotHealth =
+        serde_json::from_slice(&body).map_err(|e| format!("/v1/operator/autopilot/health: {e}"))?;
+    let _ = gate;
+    health.whole(question.voters)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(json: serde_json::Value) -> AutopilotHealth {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn server(name: &str, healthy: bool, voter: bool) -> serde_json::Value {
+        serde_json::json!({"Name": name, "SerfStatus": "alive", "Voter": voter, "Healthy": healthy, "ID": "x"})
+    }
+
+    #[test]
+    fn a_leader_is_not_enough() {
+        let three = health(serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
+            [server("a", true, true), server("b", true, true), server("c", true, true)]}));
+        assert_eq!(three.whole(Some(3)), Ok(()));
+        assert_eq!(three.whole(Some(5)), Err("3 of 5 voters".into()));
+        let sick = health(serde_json::json!({"Healthy": false, "FailureTolerance": 0, "Servers":
+            [server("a", true, true), server("b", false, true), server("c", true, true)]}));
+        assert_eq!(sick.whole(Some(3)), Err("not healthy: b".into()));
+        let joining = health(serde_json::json!({"Healthy": true, "FailureTolerance": 0, "Servers":
+            [server("a", true, true), server("b", true, true), server("c", true, false)]}));
+        assert_eq!(joining.whole(Some(3)), Err("2 of 3 voters".into()));
+    }
+}

@@ -1,0 +1,571 @@
+//! The messages between controller and agent.
+//!
+//! A frame is a length (4 bytes, big endian, of what follows), a kind (1 byte) and a body. Kind 0 is JSON, kind 1 a
+//! blob: its SHA-256 in hex (64 bytes), then its bytes. The controller always drives the agent that it pushed itself,
+//! so there is no negotiation: [`VERSION`] is compared and a difference is an error.
+//!
+//! ```text
+//! controller                      agent
+//!   Init, Blob (the bundle)  ─▶
+//!                            ◀─   Need (blobs that are not in its cache)
+//!   Blob …                   ─▶   facts, preflight: nothing is changed
+//!                            ◀─   Ready
+//!   Go (a play, a batch)     ─▶
+//!                            ◀─   Event …, Ask (a turn, a delegated task, a result of another host)
+//!   Answer, Invoke           ─▶
+//!                            ◀─   PlayDone
+//!   Bye                      ─▶
+//! ```
+
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    diag::Diagnostic,
+    modules::{Diff, Failure, Invocation, Outcome},
+    playbook::model::{Bundle, Gate},
+    vars::Vars,
+};
+
+/// Compared at the start.
+pub const VERSION: u32 = 1;
+/// Bytes of one frame at most.
+pub const MAX_FRAME: usize = 1 << 30;
+
+/// A frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A message in JSON.
+    Json(Vec<u8>),
+    /// Content with its SHA-256 in hex.
+    Blob(String, Vec<u8>),
+}
+
+/// Why a frame could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The other side is gone.
+    #[error("the connection ended in the middle of a message")]
+    Cut,
+    /// Reading failed.
+    #[error("cannot read a message")]
+    Io(#[source] io::Error),
+    /// Not ours.
+    #[error("not a message of this protocol: {0}")]
+    Garbage(String),
+}
+
+impl Frame {
+    /// A message as a frame.
+    pub fn json<T: Serialize>(message: &T) -> io::Result<Self> {
+        serde_json::to_vec(message).map(Self::Json).map_err(io::Error::other)
+    }
+
+    /// The frame's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, hash, body) = match self {
+            Self::Json(body) => (0, &[][..], body),
+            Self::Blob(hash, body) => (1, hash.as_bytes(), body),
+        };
+        let mut out = Vec::with_capacity(5 + hash.len() + body.len());
+        let length = u32::try_from(1 + hash.len() + body.len()).unwrap_or(u32::MAX);
+        out.extend(length.to_be_bytes());
+        out.push(kind);
+        out.extend(hash);
+        out.extend(body);
+        out
+    }
+
+    /// Takes the body apart (everything after the length).
+    pub fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        match body {
+            [0, json @ ..] => Ok(Self::Json(json.to_vec())),
+            [1, rest @ ..] => {
+                let hash = rest.get(..64).and_then(|h| std::str::from_utf8(h).ok());
+                let hash = hash.filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
+                let hash = hash.ok_or_else(|| FrameError::Garbage("a blob without its hash".into()))?;
+                Ok(Self::Blob(hash.to_owned(), rest[64..].to_vec()))
+            }
+            [kind, ..] => Err(FrameError::Garbage(format!("frame kind {kind}"))),
+            [] => Err(FrameError::Garbage("an empty frame".into())),
+        }
+    }
+
+    /// Checks a length that was read.
+    pub fn check_length(bytes: [u8; 4]) -> Result<usize, FrameError> {
+        let length = u32::from_be_bytes(bytes) as usize;
+        if length == 0 || length > MAX_FRAME {
+            let text: String = bytes.iter().map(|b| char::from(*b)).filter(|c| !c.is_control()).collect();
+            return Err(FrameError::Garbage(format!("a length of {length} ('{text}')")));
+        }
+        Ok(length)
+    }
+
+    /// Reads one frame; `None` at a clean end.
+    pub fn read(from: &mut impl Read) -> Result<Option<Self>, FrameError> {
+        let mut length = [0; 4];
+        match from.read(&mut length[..1]) {
+            Ok(0) => return Ok(None),
+            Ok(_) => {}
+            Err(e) => return Err(FrameError::Io(e)),
+        }
+        let cut = |e: io::Error| match e.kind() {
+            io::ErrorKind::UnexpectedEof => FrameError::Cut,
+            _ => FrameError::Io(e),
+        };
+        from.read_exact(&mut length[1..]).map_err(cut)?;
+        let length = Self::check_length(length)?;
+        // Grown as bytes arrive: a lying length costs no memory.
+        let mut body = Vec::with_capacity(length.min(1 << 16));
+        let got = from.take(length as u64).read_to_end(&mut body).map_err(cut)?;
+        if got < length {
+            return Err(FrameError::Cut);
+        }
+        Self::decode(&body).map(Some)
+    }
+
+    /// Writes one frame and flushes.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.encode())?;
+        to.flush()
+    }
+
+    /// The message in a JSON frame.
+    pub fn message<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
+        match self {
+            Self::Json(body) => serde_json::from_slice(body).map_err(|e| FrameError::Garbage(e.to_string())),
+            Self::Blob(..) => Err(FrameError::Garbage("a blob where a message was expected".into())),
+        }
+    }
+}
+
+/// SHA-256 in hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Compresses what is sent to many hosts.
+pub fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::encode_all(bytes, 3)
+}
+
+/// The inverse of [`pack`]; [`MAX_FRAME`] bytes at most.
+pub fn unpack(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    zstd::Decoder::new(bytes)?.take(MAX_FRAME as u64).read_to_end(&mut out)?;
+    Ok(out)
+}
+
+/// From the controller.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// First.
+    Init(Box<Init>),
+    /// Carry out a play.
+    Go(Go),
+    /// To an [`Ask`].
+    Answer {
+        /// The ask's.
+        id: u64,
+        /// What came of it.
+        answer: Answer,
+    },
+    /// Another host's task, delegated to this one.
+    Invoke {
+        /// Comes back in [`FromAgent::Invoked`].
+        id: u64,
+        /// The call.
+        call: Call,
+    },
+    /// Stop at the next task boundary.
+    Stop {
+        /// Said in the result.
+        reason: String,
+    },
+    /// No more plays.
+    Bye,
+}
+
+/// What a run is, for one host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Init {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The run.
+    pub run_id: String,
+    /// Who started it: `user@machine`.
+    pub owner: String,
+    /// The host's name in the inventory.
+    pub host: String,
+    /// Nothing is changed.
+    pub check: bool,
+    /// Diffs are built.
+    pub diff: bool,
+    /// The login user, for tasks without become.
+    pub login_user: String,
+    /// `-b`.
+    pub become_default: bool,
+    /// Hash of the zstd-compressed JSON of [`Bundle`] and small files ([`Pack`]).
+    pub pack: String,
+    /// Hash of the shared `hostvars` and `groups` ([`Shared`]), zstd-compressed JSON, where something refers to them.
+    pub shared: Option<String>,
+    /// Inventory variables of this host, weakest layer first.
+    pub vars: Vec<Arc<Vars>>,
+    /// `-e`.
+    pub extra: Arc<Vars>,
+    /// Groups of this host.
+    pub group_names: Vec<String>,
+    /// What our own roles know of the cluster: `name`, `self`, `consul_servers`, `nomad_servers`.
+    pub cluster: Value,
+    /// Plays (by index) that this host is part of: what preflight looks at.
+    pub plays: Vec<usize>,
+    /// Only gather facts, send [`FromAgent::Ready`] and end.
+    pub facts_only: bool,
+    /// Start this at once if preflight finds nothing: saves a round trip where there is no other host to wait for.
+    pub go: Option<Go>,
+}
+
+/// Sent once for all hosts, compressed once.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Pack {
+    /// The plays.
+    pub bundle: Bundle,
+    /// Contents of small files, by hash.
+    pub files: Vec<(String, crate::modules::Base64)>,
+}
+
+/// What templates may ask of other hosts.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Shared {
+    /// Names of hosts by group, in order; `all` and `ungrouped` too.
+    pub groups: indexmap::IndexMap<String, Vec<String>>,
+    /// Inventory variables of every host, rendered.
+    pub hostvars: indexmap::IndexMap<String, Value>,
+}
+
+/// Carry out a play.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Go {
+    /// Index of the play.
+    pub play: usize,
+    /// Hosts of the batch, in order.
+    pub batch: Vec<String>,
+    /// Hosts of the play.
+    pub play_hosts: Vec<String>,
+}
+
+/// From the agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromAgent {
+    /// Blobs that it lacks.
+    Need {
+        /// Hashes.
+        hashes: Vec<String>,
+    },
+    /// Nothing has been changed yet.
+    Ready {
+        /// What the machine is.
+        facts: Arc<Value>,
+        /// What is wrong. Without errors it waits for [`ToAgent::Go`].
+        problems: Vec<Diagnostic>,
+        /// Handlers that earlier runs left owed.
+        debts: Vec<String>,
+    },
+    /// Something happened.
+    Event(Event),
+    /// Something only the controller can do.
+    Ask {
+        /// Comes back in [`ToAgent::Answer`].
+        id: u64,
+        /// What.
+        ask: Ask,
+    },
+    /// The answer to [`ToAgent::Invoke`].
+    Invoked {
+        /// The invoke's.
+        id: u64,
+        /// What came of it.
+        reply: Reply,
+    },
+    /// The play is over for this host.
+    PlayDone {
+        /// Index of the play.
+        play: usize,
+        /// How.
+        end: PlayEnd,
+    },
+    /// The run cannot go on on this host.
+    Fatal {
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// How a play ended for a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlayEnd {
+    /// To its end.
+    Done,
+    /// A task failed.
+    Failed,
+    /// The controller asked to stop.
+    Stopped,
+    /// `meta: end_host`: no further plays.
+    EndHost,
+}
+
+/// A module's call for another user or host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Call {
+    /// The call.
+    pub invocation: Invocation,
+    /// As whom.
+    pub user: String,
+    /// Nothing is changed.
+    pub check: bool,
+}
+
+/// What came of a [`Call`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It ended well.
+    Done {
+        /// How.
+        outcome: Outcome,
+        /// What was changed.
+        diffs: Vec<Diff>,
+    },
+    /// It failed.
+    Failed(Failure),
+    /// The host is not there.
+    Unreachable(String),
+}
+
+/// What only the controller can do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// A `run_once` task was reached.
+    RunOnce {
+        /// The task.
+        task: u32,
+    },
+    /// The result of the `run_once` task that this host carried out, for the others.
+    RanOnce {
+        /// The task.
+        task: u32,
+        /// For `register`; `None`: skipped or nothing registered.
+        result: Value,
+        /// The facts that it set.
+        facts: Value,
+    },
+    /// A call on another host; `localhost` is the controller's machine.
+    Delegate {
+        /// Its name in the inventory.
+        host: String,
+        /// The call.
+        call: Box<Call>,
+    },
+    /// A handler's turn.
+    Turn {
+        /// The handler's task.
+        handler: u32,
+        /// Hosts at once.
+        serial: usize,
+        /// What will be asked of the cluster after it.
+        gate: Option<Gate>,
+    },
+    /// The turn is over.
+    TurnDone {
+        /// The handler's task.
+        handler: u32,
+        /// The handler and its gate went well.
+        ok: bool,
+    },
+}
+
+/// To an [`Ask`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Go ahead (a turn, or this host carries the `run_once` task out).
+    Granted,
+    /// Another host carried it out.
+    Result {
+        /// For `register`.
+        result: Value,
+        /// The facts that it set.
+        facts: Value,
+    },
+    /// The delegated call's.
+    Reply(Box<Reply>),
+    /// Not to be had: the reason.
+    Refused(String),
+}
+
+/// Something happened on a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Index of the play.
+    pub play: usize,
+    /// The task, [`crate::playbook::model::Task::id`].
+    pub task: u32,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A task begins.
+    Start {
+        /// Its name, rendered.
+        name: String,
+        /// It is a handler.
+        handler: bool,
+    },
+    /// One item of a loop is done; the task's end follows after the last.
+    Item(Box<TaskResult>),
+    /// An attempt failed and will be repeated.
+    Retry {
+        /// Attempts left.
+        left: u64,
+        /// What the attempt said.
+        msg: String,
+    },
+    /// It waits for something that takes long.
+    Waiting {
+        /// For what.
+        what: String,
+    },
+    /// A task is done.
+    End(Box<TaskResult>),
+}
+
+/// How a task (or one item) ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// Something was changed, or would be (check mode).
+    Changed,
+    /// Check mode cannot know.
+    MayChange,
+    /// Its condition did not hold.
+    Skipped,
+    /// It failed.
+    Failed,
+}
+
+/// The end of a task or item.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskResult {
+    /// How.
+    pub status: Status,
+    /// The task's name, rendered.
+    pub name: String,
+    /// The role's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// The module or action.
+    pub module: String,
+    /// The item's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub item: Option<String>,
+    /// One line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msg: Option<String>,
+    /// What to do about a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What was changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub diffs: Vec<Diff>,
+    /// Results, as `register` has them. Empty with `no_log`.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub result: Value,
+    /// Told with the result.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// The failure does not end the play: `ignore_errors`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignored: bool,
+    /// A rescue takes over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rescued: bool,
+    /// It is a handler.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub handler: bool,
+    /// Where it was carried out instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated_to: Option<String>,
+    /// Where the task (or the failing expression) stands.
+    pub span: crate::diag::Span,
+    /// Milliseconds.
+    pub millis: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_way() {
+        let blob = Frame::Blob("a".repeat(64), vec![0, 1, 2]);
+        let json = Frame::json(&ToAgent::Bye).unwrap();
+        let mut bytes = blob.encode();
+        bytes.extend(json.encode());
+        let mut from = &bytes[..];
+        assert_eq!(Frame::read(&mut from).unwrap(), Some(blob));
+        assert!(matches!(Frame::read(&mut from).unwrap().unwrap().message().unwrap(), ToAgent::Bye));
+        assert_eq!(Frame::read(&mut from).unwrap(), None);
+    }
+
+    #[test]
+    fn broken_frames_are_refused() {
+        assert!(matches!(Frame::read(&mut &b"sudo: a password is required\n"[..]), Err(FrameError::Garbage(_))));
+        let mut cut = Frame::Json(b"{}".to_vec()).encode();
+        cut.pop();
+        assert!(matches!(Frame::read(&mut &cut[..]), Err(FrameError::Cut)));
+        assert!(Frame::decode(&[7, 1]).is_err());
+        assert!(Frame::decode(&[]).is_err());
+        assert!(Frame::decode(&[1, b'x']).is_err());
+    }
+
+    /// Whatever arrives, reading ends with an answer: seeded, so that a failure repeats.
+    #[test]
+    fn random_bytes_never_panic() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            let mut bytes = Vec::new();
+            for _ in 0..(state % 80) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                bytes.push((state & 0xff) as u8);
+            }
+            state = state.wrapping_add(0x1234_5678_9abc_def1);
+            if bytes.len() > 4 {
+                let length = u32::try_from(bytes.len() - 4).unwrap();
+                bytes[..4].copy_from_slice(&length.to_be_bytes());
+                bytes[4] %= 3;
+            }
+            if let Ok(Some(frame)) = Frame::read(&mut &bytes[..]) {
+                let _ = frame.message::<ToAgent>();
+                let _ = frame.message::<FromAgent>();
+            }
+        }
+    }
+}

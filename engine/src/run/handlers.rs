@@ -1,0 +1,439 @@
+//! Handlers: notified, owed, paid; gated where they ask for it.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{
+    Flow, Runner,
+    invoke::render_args,
+    ledger::{Backup, Debt},
+    results::{Attempt, failure_of},
+    task::{number, text},
+};
+use crate::{
+    cluster,
+    diag::{Diagnostic, nearest},
+    host::{Attrs, FileKind, Write},
+    modules::{self, Failure, Invocation, Needs},
+    playbook::model::{Action, Become, Gate, Handler, Play, Task},
+    protocol::{Answer, Ask, EventKind},
+    template::{self, EvalError},
+    vars::Scope,
+};
+
+/// How long a gate waits for the cluster, where the variable `gate_timeout` does not say otherwise.
+const GATE_TIMEOUT: Duration = Duration::from_secs(300);
+
+impl Runner<'_> {
+    /// Writes down, before a change, which handlers it will owe, and keeps the files that it replaces. Returns the
+    /// handlers that were not owed before.
+    pub(super) fn note(&mut self, task: &Task, scope: &Scope, paths: &[PathBuf]) -> Result<Vec<u32>, Attempt> {
+        if task.notify.is_empty() {
+            return Ok(Vec::new());
+        }
+        let handlers = self.notified_by(task, scope).map_err(Attempt::from)?;
+        if self.context.init.check {
+            return Ok(handlers.iter().map(|h| h.task.id).collect());
+        }
+        let backups = self.back_up(paths).map_err(|f| Attempt::Failed(f, task.span))?;
+        let mut fresh = Vec::new();
+        for handler in handlers {
+            let debt = self.debt(&handler, backups.clone());
+            if self.ledger.find(&debt.handler, debt.role.as_deref()).is_none() {
+                fresh.push(handler.task.id);
+            }
+            self.ledger.owe(debt).map_err(|f| Attempt::Failed(f, task.span))?;
+        }
+        Ok(fresh)
+    }
+
+    /// The change was made: its handlers run at the next flush.
+    pub(super) fn keep(&mut self, task: &Task, _fresh: &[u32]) -> Result<(), Failure> {
+        if task.notify.is_empty() {
+            return Ok(());
+        }
+        let bundle = std::sync::Arc::clone(&self.context.bundle);
+        let play = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play));
+        let Some(play) = play else { return Ok(()) };
+        let scope = self.scope(play, task);
+        let handlers = self.notified_by(task, &scope).map_err(|e| match e {
+            EvalError::Unknown(why) => Failure::new(why),
+            EvalError::Wrong(diagnostic) => failure_of(&diagnostic),
+        })?;
+        for handler in handlers {
+            self.state.notified.entry(handler.task.id).or_default().push(task.id);
+        }
+        Ok(())
+    }
+
+    /// The change was not made: what it alone would have owed is struck.
+    pub(super) fn withdraw(&mut self, task: &Task, fresh: &[u32]) -> Result<(), Failure> {
+        if fresh.is_empty() || self.context.init.check {
+            return Ok(());
+        }
+        let _ = task;
+        let bundle = std::sync::Arc::clone(&self.context.bundle);
+        let play = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play));
+        for handler in play.into_iter().flat_map(|p| &p.handlers).filter(|h| fresh.contains(&h.task.id)) {
+            let (name, role) = self.key(handler);
+            self.ledger.strike(&name, role.as_deref())?;
+        }
+        Ok(())
+    }
+
+    fn notified_by(&self, task: &Task, scope: &Scope) -> Result<Vec<Handler>, EvalError> {
+        let bundle = &self.context.bundle;
+        let handlers = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play)).map(|p| &p.handlers);
+        let handlers = handlers.map(Vec::as_slice).unwrap_or_default();
+        let mut out: Vec<Handler> = Vec::new();
+        for node in &task.notify {
+            let wanted = text(node, scope, "a handler's name")?;
+            let named = handlers.iter().find(|h| {
+                let (name, role) = self.key(h);
+                name == wanted || role.is_some_and(|role| format!("{role} : {name}") == wanted)
+            });
+            let found: Vec<&Handler> =
+                named.into_iter().chain(handlers.iter().filter(|h| h.listen.contains(&wanted))).collect();
+            if found.is_empty() {
+                let names: Vec<String> = handlers.iter().map(|h| self.key(h).0).collect();
+                let diagnostic = Diagnostic::error(node.span, format!("no handler '{wanted}'"));
+                return Err(match nearest(&wanted, names.iter().map(String::as_str)) {
+                    Some(near) => diagnostic.hint(format!("did you mean '{near}'?")),
+                    None => diagnostic,
+                }
+                .into());
+            }
+            for handler in found {
+                if !out.iter().any(|h| h.task.id == handler.task.id) {
+                    out.push(handler.clone());
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// A handler's name and role: its key in the ledger.
+    fn key(&self, handler: &Handler) -> (String, Option<String>) {
+        let name = handler.task.name.as_ref().and_then(|n| n.as_str()).unwrap_or_default().to_owned();
+        let role = handler.task.role.and_then(|id| self.context.bundle.roles.get(id.0 as usize));
+        (name, role.map(|r| r.name.clone()))
+    }
+
+    fn debt(&self, handler: &Handler, backups: Vec<Backup>) -> Debt {
+        let (name, role) = self.key(handler);
+        let bundle = &self.context.bundle;
+        let play = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play));
+        let scope = play.map(|play| self.scope(play, &handler.task));
+        let call = match (&handler.task.action, &scope) {
+            (Action::Module { name, args }, Some(scope)) => modules::find(name)
+                .filter(|d| d.needs == Needs::Nothing)
+                .and_then(|d| render_args(d.name, args, scope).ok().map(|args| (d.name, args)))
+                .map(|(module, args)| Invocation {
+                    module: module.to_owned(),
+                    args,
+                    content: None,
+                    environment: Vec::new(),
+                    diff: false,
+                }),
+            _ => None,
+        };
+        let user = scope.and_then(|scope| self.user(&handler.task, &scope).ok()).unwrap_or_else(|| "root".to_owned());
+        let since = self.host.now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let run_id = self.context.init.run_id.clone();
+        Debt { handler: name, role, call, user, serial: handler.serial, gate: handler.gate, run_id, since, backups }
+    }
+
+    fn back_up(&self, paths: &[PathBuf]) -> Result<Vec<Backup>, Failure> {
+        let mut out = Vec::new();
+        for path in paths {
+            let meta = self.real.meta(path).map_err(|e| Failure::io("look at", path, &e))?;
+            let known = self.ledger.debts().iter().flat_map(|d| &d.backups).find(|b| b.path == *path);
+            match (known, meta) {
+                (Some(backup), _) => out.push(backup.clone()),
+                (None, Some(meta)) if meta.kind == FileKind::File => {
+                    let content = self.real.read(path).map_err(|e| Failure::io("read", path, &e))?;
+                    let copy = self.unused_copy();
+                    self.ledger.keep(&copy, &content)?;
+                    out.push(Backup {
+                        path: path.clone(),
+                        copy: Some(copy),
+                        mode: meta.mode,
+                        owner: meta.owner,
+                        group: meta.group,
+                    });
+                }
+                // Folders and links are not replaced by their content.
+                (None, Some(_)) => {}
+                (None, None) => out.push(Backup {
+                    path: path.clone(),
+                    copy: None,
+                    mode: 0,
+                    owner: String::new(),
+                    group: String::new(),
+                }),
+            }
+        }
+        Ok(out)
+    }
+
+    fn unused_copy(&self) -> PathBuf {
+        (0..).map(|n| self.ledger.copy_path(&self.context.init.run_id, n)).find(|p| !p.exists()).unwrap_or_default()
+    }
+
+    /// Runs the handlers that are owed, in order of definition, until none is.
+    pub(super) fn flush(&mut self, play: &Play) -> Flow {
+        loop {
+            let next = play.handlers.iter().find(|h| {
+                let (name, role) = self.key(h);
+                self.state.notified.contains_key(&h.task.id) || self.ledger.find(&name, role.as_deref()).is_some()
+            });
+            let Some(handler) = next else { break };
+            if self.link.stopped().is_some() {
+                return Flow::Stopped;
+            }
+            let flow = self.pay(play, handler);
+            if !matches!(flow, Flow::Next) {
+                return flow;
+            }
+        }
+        self.pay_foreign()
+    }
+
+    fn pay(&mut self, play: &Play, handler: &Handler) -> Flow {
+        self.state.notified.remove(&handler.task.id);
+        let scope = self.scope(play, &handler.task);
+        let gated = !self.context.init.check
+            && (handler.serial.is_some() || handler.gate.is_some())
+            && self.is_running(handler, &scope);
+        if gated && let Err(failure) = self.turn(handler) {
+            return self.handler_failed(play, handler, &scope, failure);
+        }
+        let mut flow = match (gated, handler.gate) {
+            // A cluster that is not whole before the restart would lose a second member.
+            (true, Some(gate)) => self.gate(play, handler, gate, &scope, "before"),
+            _ => Flow::Next,
+        };
+        let reached = matches!(flow, Flow::Next);
+        if reached {
+            flow = self.run_task(play, &handler.task, true);
+        }
+        if matches!(flow, Flow::Next)
+            && gated
+            && let Some(gate) = handler.gate
+        {
+            flow = self.gate(play, handler, gate, &scope, "after");
+        }
+        let ok = matches!(flow, Flow::Next);
+        let (name, role) = self.key(handler);
+        if ok {
+            if let Err(failure) = self.ledger.strike(&name, role.as_deref()) {
+                flow = self.handler_failed(play, handler, &scope, failure);
+            }
+        } else if reached && !self.context.init.check {
+            self.restore(play, handler, &scope);
+        }
+        if gated {
+            // If the controller is gone there is nobody left to tell.
+            let _ = self.link.ask(Ask::TurnDone { handler: handler.task.id, ok });
+        }
+        flow
+    }
+
+    fn handler_failed(&mut self, play: &Play, handler: &Handler, scope: &Scope, failure: Failure) -> Flow {
+        let _ = play;
+        let started = std::time::Instant::now();
+        self.tell(&handler.task, scope, &Attempt::Failed(failure, handler.task.span), started)
+    }
+
+    /// A first start needs no gate: there is no cluster yet to protect.
+    fn is_running(&self, handler: &Handler, scope: &Scope) -> bool {
+        let Action::Module { name, args } = &handler.task.action else { return true };
+        if modules::find(name).is_none_or(|d| d.name != "service") {
+            return true;
+        }
+        let Some(unit) = args.get("name").and_then(|n| text(n, scope, "a unit's name").ok()) else { return true };
+        let unit = if unit.contains('.') { unit } else { format!("{unit}.service") };
+        self.host.unit(&unit).is_ok_and(|u| u.active == "active" || u.active == "reloading")
+    }
+
+    fn turn(&mut self, handler: &Handler) -> Result<(), Failure> {
+        self.emit(handler.task.id, EventKind::Waiting { what: "its turn".into() });
+        let serial = handler.serial.unwrap_or(1);
+        match self.link.ask(Ask::Turn { handler: handler.task.id, serial, gate: handler.gate })? {
+            Answer::Granted => Ok(()),
+            Answer::Refused(why) => Err(Failure::new(why)),
+            _ => Err(Failure::new("an answer of the wrong kind")),
+        }
+    }
+
+    fn gate(&mut self, play: &Play, handler: &Handler, gate: Gate, scope: &Scope, when: &str) -> Flow {
+        let asked = match cluster_question(&self.context.init.cluster, gate, scope) {
+            Ok(Some(asked)) => asked,
+            Ok(None) => return Flow::Next,
+            Err(error) => {
+                let started = std::time::Instant::now();
+                return self.tell(&handler.task, scope, &error.into(), started);
+            }
+        };
+        let link = self.link;
+        let go = self.state.go.as_ref().map_or(0, |go| go.play);
+        let waiting = |what: &str| {
+            link.event(crate::protocol::Event {
+                play: go,
+                task: handler.task.id,
+                kind: EventKind::Waiting { what: what.to_owned() },
+            });
+        };
+        match cluster::wait_healthy(gate, &asked, &|| link.stopped().is_some(), &waiting) {
+            Ok(()) => Flow::Next,
+            Err(why) => {
+                let failure = Failure::new(format!("gate refused {when} the handler: {why}"))
+                    .hint("mend the cluster and run again: the handler stays owed; `-e rollcall_gate=false` runs it ungated")
+                    .with("gate", json!("refused"));
+                self.handler_failed(play, handler, scope, failure)
+            }
+        }
+    }
+
+    /// Puts the previous files back and runs the handler once more, so that the service is up as it was.
+    fn restore(&mut self, play: &Play, handler: &Handler, scope: &Scope) {
+        let (name, role) = self.key(handler);
+        let Some(debt) = self.ledger.find(&name, role.as_deref()).cloned() else { return };
+        let restored = debt.backups.iter().try_fold(0, |n, backup| put_back(self.real, backup).map(|()| n + 1));
+        let failure = match restored {
+            Ok(0) => return,
+            Ok(n) => match self.ledger.strike(&name, role.as_deref()) {
+                Ok(()) => {
+                    let flow = self.run_task(play, &handler.task, true);
+                    if matches!(flow, Flow::Next) {
+                        let paths: Vec<String> = debt.backups.iter().map(|b| b.path.display().to_string()).collect();
+                        let what = format!("{n} file(s) restored: {}", paths.join(", "));
+                        self.emit(handler.task.id, EventKind::Waiting { what });
+                    }
+                    return;
+                }
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        self.handler_failed(play, handler, scope, failure);
+    }
+
+    /// Debts of earlier runs whose handlers no play of this run defines.
+    fn pay_foreign(&mut self) -> Flow {
+        let bundle = std::sync::Arc::clone(&self.context.bundle);
+        let defined: Vec<(String, Option<String>)> =
+            bundle.plays.iter().flat_map(|p| &p.handlers).map(|h| self.key(h)).collect();
+        let foreign: Vec<Debt> = self
+            .ledger
+            .debts()
+            .iter()
+            .filter(|d| !defined.iter().any(|(n, r)| *n == d.handler && *r == d.role))
+            .cloned()
+            .collect();
+        let Some(play) = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play)) else { return Flow::Next };
+        for debt in foreign {
+            let Some(handler) = foreign_handler(&debt, play) else { continue };
+            let flow = self.pay(play, &handler);
+            if !matches!(flow, Flow::Next) {
+                return flow;
+            }
+            if let Err(failure) = self.ledger.strike(&debt.handler, debt.role.as_deref()) {
+                let scope = self.scope(play, &handler.task);
+                return self.handler_failed(play, &handler, &scope, failure);
+            }
+        }
+        Flow::Next
+    }
+}
+
+/// A handler made of what the ledger holds: its call was rendered when it was owed, and is data now.
+fn foreign_handler(debt: &Debt, play: &Play) -> Option<Handler> {
+    let call = debt.call.as_ref()?;
+    let span = play.span;
+    let raw = |value: &Value| crate::node::Node::from_value(value, span);
+    // Braces in rendered text would be taken for expressions again.
+    let quoted = quote(&Value::Object(call.args.clone()));
+    Some(Handler {
+        task: Task {
+            id: u32::MAX,
+            name: Some(raw(&json!(debt.handler))),
+            span,
+            role: None,
+            action: Action::Module { name: call.module.clone(), args: raw(&quoted) },
+            when: Vec::new(),
+            tags: Vec::new(),
+            vars: Vec::new(),
+            become_: Become { enabled: Some(true), user: Some(raw(&json!(debt.user))) },
+            environment: Vec::new(),
+            loop_: None,
+            register: None,
+            until: Vec::new(),
+            retries: None,
+            delay: None,
+            changed_when: None,
+            failed_when: None,
+            notify: Vec::new(),
+            ignore_errors: None,
+            check_mode: None,
+            diff: None,
+            no_log: false,
+            delegate_to: None,
+            run_once: false,
+            any_errors_fatal: false,
+            timeout: None,
+            throttle: None,
+        },
+        listen: Vec::new(),
+        serial: debt.serial,
+        gate: debt.gate,
+    })
+}
+
+fn quote(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.contains("{{") || text.contains("{%") || text.contains("{#") => {
+            json!(format!("{{% raw %}}{text}{{% endraw %}}"))
+        }
+        Value::Array(items) => Value::Array(items.iter().map(quote).collect()),
+        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), quote(v))).collect()),
+        other => other.clone(),
+    }
+}
+
+fn put_back(host: &mut dyn Write, backup: &Backup) -> Result<(), Failure> {
+    let Some(copy) = &backup.copy else { return host.remove(&backup.path) };
+    let content = std::fs::read(copy).map_err(|e| Failure::io("read", copy, &e))?;
+    let attrs = Attrs {
+        mode: Some(backup.mode),
+        owner: Some(backup.owner.clone()),
+        group: Some(backup.group.clone()),
+    };
+    host.write(&backup.path, &content, &attrs, None)
+}
+
+/// What the gate asks, from the variables; `None` where `rollcall_gate` is false.
+fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option<cluster::Question>, EvalError> {
+    let var = |name: &str| match scope.get(name) {
+        None => Ok(None),
+        Some(var) => template::eval(name, var.origin, scope).map(Some),
+    };
+    if matches!(var("rollcall_gate")?, Some(Value::Bool(false))) {
+        return Ok(None);
+    }
+    let (url_var, default, servers) = match gate {
+        Gate::Consul => ("consul_gate_url", "http://127.0.0.1:8500", "consul_servers"),
+        Gate::Nomad => ("nomad_gate_url", "http://127.0.0.1:4646", "nomad_servers"),
+    };
+    let url = var(url_var)?.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_else(|| default.to_owned());
+    let timeout = match scope.get("gate_timeout") {
+        Some(v) => {
+            let node = crate::node::Node::from_value(&json!("{{ gate_timeout }}"), v.origin);
+            Duration::from_secs_f64(number(&node, scope, "gate_timeout")?.max(0.0))
+        }
+        None => GATE_TIMEOUT,
+    };
+    let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
+    Ok(Some(cluster::Question { url, timeout, voters }))
+}

@@ -1,0 +1,210 @@
+//! Carrying out plays on this machine: the same code for a roll-out over SSH, a bake and first boot.
+//!
+//! [`Runner`] walks a play's items in order. Each task is evaluated here, lazily, from unrendered variables; a module's
+//! plan looks, its change writes. What other hosts or the controller must do goes through [`Link`].
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use serde_json::Value;
+
+use crate::{
+    diag::Span,
+    host::Write,
+    modules::Failure,
+    playbook::model::{Block, Bundle, Item, Play},
+    protocol::{Answer, Ask, Call, Event, EventKind, Go, Init, PlayEnd, Reply, Shared, TaskResult},
+    vars::Vars,
+};
+
+mod content;
+mod handlers;
+mod invoke;
+/// What stays on the host between runs.
+pub mod ledger;
+/// Looking before anything is changed.
+pub mod preflight;
+mod results;
+mod scope;
+mod task;
+
+pub use invoke::carry_out;
+pub use ledger::Ledger;
+pub use results::Failed;
+
+/// What the runner asks of whoever drives it.
+pub trait Link: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: Event);
+    /// Blocks until the controller answers.
+    fn ask(&self, ask: Ask) -> Result<Answer, Failure>;
+    /// Someone asked to stop, and why.
+    fn stopped(&self) -> Option<String>;
+    /// The content behind a hash.
+    fn blob(&self, hash: &str) -> Result<Vec<u8>, Failure>;
+    /// Carries a call out as another user of this machine.
+    fn as_user(&self, call: &Call) -> Result<Reply, Failure>;
+}
+
+/// What a run is for this host, settled before the first task.
+#[derive(Debug)]
+pub struct Context {
+    /// From the controller.
+    pub init: Init,
+    /// The plays.
+    pub bundle: Arc<Bundle>,
+    /// Other hosts, where something refers to them.
+    pub shared: Arc<Shared>,
+    /// What this machine is.
+    pub facts: Arc<Value>,
+    /// The user as whom this process runs.
+    pub process_user: String,
+    /// Where backups are kept.
+    pub state_dir: PathBuf,
+}
+
+/// How a list of items ended.
+#[derive(Debug)]
+enum Flow {
+    /// Go on.
+    Next,
+    /// A task failed, and nothing rescued it.
+    Failed(Box<Failed>),
+    /// `meta: end_play`, or a `run_once` result that ended it.
+    EndPlay,
+    /// `meta: end_host`.
+    EndHost,
+    /// The controller asked to stop.
+    Stopped,
+}
+
+/// Carries out plays.
+pub struct Runner<'a> {
+    /// The run.
+    pub context: &'a Context,
+    /// The machine, or in check mode an overlay over it.
+    pub host: &'a mut dyn Write,
+    /// The machine itself, for `check_mode: false`.
+    pub real: &'a mut dyn Write,
+    /// Who drives.
+    pub link: &'a dyn Link,
+    /// Debts.
+    pub ledger: &'a mut Ledger,
+    state: State,
+}
+
+impl std::fmt::Debug for Runner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").field("host", &self.context.init.host).finish_non_exhaustive()
+    }
+}
+
+/// What tasks leave behind for later ones.
+#[derive(Debug, Default)]
+struct State {
+    /// `register` and `set_fact`.
+    registered: Arc<Vars>,
+    /// `include_vars`.
+    included: Arc<Vars>,
+    /// `vars` of the includes around the task.
+    include_params: Vec<Arc<Vars>>,
+    /// What a rescue sees.
+    failure: Option<Arc<Vars>>,
+    /// Handlers that this run notified, by task id; the tasks that did so.
+    notified: HashMap<u32, Vec<u32>>,
+    /// The play being carried out, with its batch.
+    go: Option<Go>,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner at the start of a run.
+    pub fn new(
+        context: &'a Context,
+        host: &'a mut dyn Write,
+        real: &'a mut dyn Write,
+        link: &'a dyn Link,
+        ledger: &'a mut Ledger,
+    ) -> Self {
+        Self { context, host, real, link, ledger, state: State::default() }
+    }
+
+    /// Carries out a play.
+    pub fn play(&mut self, go: &Go) -> PlayEnd {
+        let bundle = Arc::clone(&self.context.bundle);
+        let Some(play) = bundle.plays.get(go.play) else { return PlayEnd::Failed };
+        self.state.go = Some(go.clone());
+        self.state.notified.clear();
+        let mut flow = Flow::Next;
+        for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
+            flow = self.items(play, section);
+            if matches!(flow, Flow::Next) {
+                flow = self.flush(play);
+            }
+            if !matches!(flow, Flow::Next) {
+                break;
+            }
+        }
+        match flow {
+            Flow::Next => PlayEnd::Done,
+            // What was notified before the end is still owed, and paid now.
+            Flow::EndPlay => self.end_early(play, PlayEnd::Done),
+            Flow::EndHost => self.end_early(play, PlayEnd::EndHost),
+            Flow::Failed(_) => PlayEnd::Failed,
+            Flow::Stopped => PlayEnd::Stopped,
+        }
+    }
+
+    fn end_early(&mut self, play: &Play, end: PlayEnd) -> PlayEnd {
+        match self.flush(play) {
+            Flow::Failed(_) => PlayEnd::Failed,
+            Flow::Stopped => PlayEnd::Stopped,
+            _ => end,
+        }
+    }
+
+    fn items(&mut self, play: &Play, items: &[Item]) -> Flow {
+        for item in items {
+            if self.link.stopped().is_some() {
+                return Flow::Stopped;
+            }
+            let flow = match item {
+                Item::Task(task) => self.task(play, task),
+                Item::Block(block) => self.block(play, block),
+            };
+            if !matches!(flow, Flow::Next) {
+                return flow;
+            }
+        }
+        Flow::Next
+    }
+
+    fn block(&mut self, play: &Play, block: &Block) -> Flow {
+        let mut flow = self.items(play, &block.block);
+        if let Flow::Failed(failed) = &flow
+            && !block.rescue.is_empty()
+        {
+            let before = self.state.failure.replace(failed.vars());
+            flow = self.items(play, &block.rescue);
+            self.state.failure = before;
+        }
+        if block.always.is_empty() || matches!(flow, Flow::Stopped) {
+            return flow;
+        }
+        match self.items(play, &block.always) {
+            Flow::Next => flow,
+            other => other,
+        }
+    }
+
+    fn emit(&self, task: u32, kind: EventKind) {
+        let play = self.state.go.as_ref().map_or(0, |go| go.play);
+        self.link.event(Event { play, task, kind });
+    }
+
+    fn end(&self, task: u32, result: TaskResult) {
+        self.emit(task, EventKind::End(Box::new(result)));
+    }
+
+    fn play_file(&self, play: &Play) -> Span {
+        play.span
+    }
+}

@@ -1,0 +1,295 @@
+//! Looking before anything is changed: every name that a task asks for, and every value that can be known now.
+//!
+//! Run on each host in the first phase, so that a variable that is undefined only on the last host is told before the
+//! first one is touched. What depends on results (`register`, `set_fact`) is left for the run itself.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    Context,
+    invoke::render_args,
+    scope::{Layers, magic},
+    task::{conditions, loop_items, loop_vars},
+};
+use crate::{
+    diag::{Diagnostic, nearest},
+    node::{Kind, Node},
+    playbook::model::{Action, Block, Item, Loop, Play, SearchKind, Task},
+    protocol::Go,
+    template::{self, EvalError, TemplateKind, TemplateSource},
+    vars::{Binding, Layer, Scope, Var, Vars},
+};
+
+/// Fetches a template's text by its hash.
+pub type Fetch<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
+
+/// What is wrong with the plays that this host is part of, each finding once.
+pub fn preflight(context: &Context, fetch: Fetch<'_>) -> Vec<Diagnostic> {
+    let mut found: Vec<Diagnostic> = Vec::new();
+    let late = late_names(context);
+    for index in &context.init.plays {
+        let Some(play) = context.bundle.plays.get(*index) else { continue };
+        let go = Go { play: *index, batch: Vec::new(), play_hosts: Vec::new() };
+        let layers = Layers { context, play, magic: Arc::new(magic(context, &go.batch, &go.play_hosts)) };
+        let mut check = Check { context, play, layers, late: &late, fetch, found: Vec::new() };
+        for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
+            check.items(section);
+        }
+        for handler in &play.handlers {
+            check.task(&handler.task);
+        }
+        found.append(&mut check.found);
+    }
+    let mut seen = HashSet::new();
+    found.retain(|d| seen.insert(d.clone()));
+    found
+}
+
+/// Names that only the run brings about, so that their absence now says nothing.
+fn late_names(context: &Context) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for name in ["failed_task", "failed_result", "ansible_failed_task", "ansible_failed_result", "ansible_loop"] {
+        names.insert(name.to_owned());
+    }
+    for play in &context.bundle.plays {
+        for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
+            late_of_items(section, &mut names);
+        }
+        for handler in &play.handlers {
+            late_of_task(&handler.task, &mut names);
+        }
+    }
+    for items in context.bundle.task_files.values() {
+        late_of_items(items, &mut names);
+    }
+    for node in context.bundle.vars_files.values() {
+        names.extend(node.map().into_iter().flatten().map(|(k, _)| k.name.clone()));
+    }
+    names
+}
+
+fn late_of_items(items: &[Item], names: &mut BTreeSet<String>) {
+    for item in items {
+        match item {
+            Item::Task(task) => late_of_task(task, names),
+            Item::Block(block) => {
+                for part in [&block.block, &block.rescue, &block.always] {
+                    late_of_items(part, names);
+                }
+            }
+        }
+    }
+}
+
+fn late_of_task(task: &Task, names: &mut BTreeSet<String>) {
+    names.extend(task.register.clone());
+    match &task.action {
+        Action::Module { name, args } if name == "set_fact" => {
+            names.extend(args.map().into_iter().flatten().map(|(k, _)| k.name.clone()));
+        }
+        Action::IncludeVars { name: Some(name), .. } => {
+            names.insert(name.clone());
+        }
+        Action::IncludeRole { tasks, .. } => late_of_items(tasks, names),
+        _ => {}
+    }
+    if let Some(looped) = &task.loop_ {
+        names.insert(looped.var.clone());
+        names.extend(looped.index_var.clone());
+    }
+    if matches!(task.action, Action::IncludeTasks { .. } | Action::IncludeRole { .. }) {
+        // Its variables are seen inside what it includes.
+        names.extend(task.vars.iter().flat_map(|v| v.keys().cloned()));
+    }
+}
+
+struct Check<'a> {
+    context: &'a Context,
+    play: &'a Play,
+    layers: Layers<'a>,
+    late: &'a BTreeSet<String>,
+    fetch: Fetch<'a>,
+    found: Vec<Diagnostic>,
+}
+
+impl Check<'_> {
+    fn items(&mut self, items: &[Item]) {
+        for item in items {
+            match item {
+                Item::Task(task) => self.task(task),
+                Item::Block(block) => self.block(block),
+            }
+        }
+    }
+
+    fn block(&mut self, block: &Block) {
+        for part in [&block.block, &block.rescue, &block.always] {
+            self.items(part);
+        }
+    }
+
+    fn task(&mut self, task: &Task) {
+        // Late names are unknown here, so that whatever depends on one is neither wrong nor taken for granted.
+        let mut unknown = Vars::new();
+        for name in self.late {
+            let binding = Binding::Unknown(format!("'{name}' is known only in the run"));
+            unknown.insert(name.clone(), Var { binding, origin: task.span, layer: Layer::RoleDefaults });
+        }
+        let inner = self.layers.scope(task.role, &task.vars, &[], &[]);
+        let scope = Scope::of(unknown).over(&inner);
+        match conditions(&task.when, &scope) {
+            // Known to be skipped on this host: what it would ask for does not matter.
+            Ok(Some(_)) => return,
+            Ok(None) | Err(EvalError::Unknown(_)) => {}
+            Err(EvalError::Wrong(diagnostic)) => {
+                // With a loop the condition may look at the item.
+                if task.loop_.is_none() {
+                    self.found.push(diagnostic);
+                    return;
+                }
+            }
+        }
+        match &task.loop_ {
+            None => self.values(task, &scope),
+            Some(looped) => self.looped(task, looped, &scope),
+        }
+        if let Action::IncludeRole { tasks, .. } = &task.action {
+            self.items(tasks);
+        }
+    }
+
+    fn looped(&mut self, task: &Task, looped: &Loop, scope: &Scope) {
+        match loop_items(looped, scope) {
+            Ok(items) => {
+                let count = items.len();
+                for (index, item) in items.iter().enumerate() {
+                    let scope = scope.with(loop_vars(looped, item, index, count));
+                    match conditions(&task.when, &scope) {
+                        Ok(Some(_)) => {}
+                        Ok(None) | Err(EvalError::Unknown(_)) => self.values(task, &scope),
+                        Err(EvalError::Wrong(diagnostic)) => self.found.push(diagnostic),
+                    }
+                }
+            }
+            Err(EvalError::Unknown(_)) => self.names(task, scope),
+            Err(EvalError::Wrong(diagnostic)) => self.found.push(diagnostic),
+        }
+    }
+
+    /// What is rendered without a result of the run is rendered now.
+    fn values(&mut self, task: &Task, scope: &Scope) {
+        let guarded = guards(task);
+        let mut keep = |result: Result<(), EvalError>| {
+            if let Err(EvalError::Wrong(diagnostic)) = result {
+                // `when: x is defined` may only turn out in the run.
+                if !guarded.iter().any(|name| diagnostic.message.starts_with(&format!("'{name}'"))) {
+                    self.found.push(diagnostic);
+                }
+            }
+        };
+        for node in task.environment.iter().chain(&task.delegate_to).chain(&task.notify) {
+            keep(template::render(node, scope).map(drop));
+        }
+        if let Action::Module { name, args } = &task.action {
+            match render_args(name, args, scope) {
+                Err(EvalError::Unknown(_)) => self.names(task, scope),
+                Ok(args) => {
+                    if name == "template"
+                        && let Some(src) = args.get("src").and_then(|v| v.as_str())
+                    {
+                        self.template(task, src, scope);
+                    }
+                }
+                wrong @ Err(EvalError::Wrong(_)) => keep(wrong.map(drop)),
+            }
+        }
+    }
+
+    fn template(&mut self, task: &Task, src: &str, scope: &Scope) {
+        let bundle = &self.context.bundle;
+        let search = bundle.search(task.role, self.play.span, SearchKind::Templates);
+        let Some((path, entry)) = bundle.find_file(&search, src) else {
+            self.found.push(Diagnostic::error(task.span, format!("no template '{src}'")));
+            return;
+        };
+        let text = |hash: &str| (self.fetch)(hash).and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some(source) = text(&entry.hash) else { return };
+        let id = |path: &std::path::Path| {
+            let at = bundle.sources.iter().position(|p| p == path);
+            at.and_then(|i| u32::try_from(i).ok()).map_or(crate::diag::FileId::NONE, crate::diag::FileId)
+        };
+        let load = |name: &str| {
+            let (path, entry) = bundle.find_file(&search, name)?;
+            text(&entry.hash).map(|t| (id(path), t))
+        };
+        let name = path.display().to_string();
+        let source = TemplateSource { name: &name, file: id(path), text: &source };
+        if let Err(EvalError::Wrong(diagnostic)) =
+            template::render_template(TemplateKind::of(path), &source, scope, &load)
+        {
+            self.found.push(diagnostic);
+        }
+    }
+
+    /// Values depend on the run; the names need not.
+    fn names(&mut self, task: &Task, scope: &Scope) {
+        let guarded = guards(task);
+        let mut local: HashSet<&str> = HashSet::new();
+        if let Some(looped) = &task.loop_ {
+            local.insert(&looped.var);
+            local.extend(looped.index_var.as_deref());
+        }
+        let mut nodes: Vec<&Node> = task.environment.iter().collect();
+        if let Action::Module { args, name } = &task.action {
+            if name == "assert" {
+                return;
+            }
+            nodes.push(args);
+        }
+        for node in nodes {
+            let mut strings = Vec::new();
+            texts(node, &mut strings);
+            for (text, span) in strings {
+                let Ok(references) = template::text_references(text, span) else { continue };
+                for reference in references.required {
+                    let name = reference.split('.').next().unwrap_or(&reference);
+                    if scope.get(name).is_some() || local.contains(name) || guarded.contains(name) {
+                        continue;
+                    }
+                    let diagnostic = Diagnostic::error(span, format!("'{name}' is undefined"));
+                    self.found.push(match nearest(name, scope.names()) {
+                        Some(near) => diagnostic.hint(format!("did you mean '{near}'?")),
+                        None => diagnostic,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Names that a task's conditions ask about: they may be undefined where the condition does not hold.
+fn guards(task: &Task) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for expression in &task.when {
+        if expression.text.contains("defined")
+            && let Ok(references) = template::expression_references(&expression.text, expression.span)
+        {
+            names.extend(references.optional.iter().chain(&references.required).filter_map(|r| {
+                r.split('.').next().map(str::to_owned)
+            }));
+        }
+    }
+    names
+}
+
+fn texts<'a>(node: &'a Node, out: &mut Vec<(&'a str, crate::diag::Span)>) {
+    match &node.kind {
+        Kind::Str(text) => out.push((text, node.span)),
+        Kind::List(items) => items.iter().for_each(|n| texts(n, out)),
+        Kind::Map(entries) => entries.iter().for_each(|(_, n)| texts(n, out)),
+        _ => {}
+    }
+}
