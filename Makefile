@@ -1,0 +1,79 @@
+# Everything a user or developer starts. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# What is built lies in the user's cache folder, so that a checkout stays a checkout and several share one build.
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rollcall
+CARGO_TARGET_DIR ?= $(cache)/target
+override CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
+export CARGO_TARGET_DIR
+
+release := $(CARGO_TARGET_DIR)/release
+programs := controller agent lab
+PREFIX ?= /usr/local
+bindir := $(DESTDIR)$(PREFIX)/bin
+# The nearest folder that is there tells whether installing needs sudo.
+as_root = $$(dir="$(bindir)"; while [ ! -e "$$dir" ]; do dir=$$(dirname "$$dir"); done; [ -w "$$dir" ] || echo sudo)
+
+# A test's name, or a part of it.
+T ?=
+# For `make fuzz`: how many inputs each property gets.
+CASES ?= 200000
+
+.PHONY: help setup build demo demo-shell demo-ui demo-down test test-unit test-lab lint bench fuzz install uninstall clean-cache
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing on this machine (Debian, Ubuntu; sudo)
+	@lab/setup
+
+build: ## The programs as they are shipped
+	cargo build --release --locked $(programs:%=--package rollcall-%)
+
+demo: setup build ## Eleven hosts, and a Consul cluster on ten of them
+	@lab/demo up
+
+demo-shell: ## A shell in the demo's network, with `controller` and `consul`
+	@lab/demo shell
+
+demo-ui: ## The demo's Consul in a browser of this machine
+	@lab/demo ui
+
+demo-down: ## Remove every trace of the demo
+	@lab/demo down
+
+test: ## Every test, on real hosts (root)
+	@tests/run all
+
+test-unit: ## The tests that need neither root nor hosts
+	@tests/run unit
+
+test-lab: ## The tests on real hosts (root); T=NAME for those whose name contains it
+	@tests/run lab $(T)
+
+lint: ## Format and lints
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+
+bench: build ## The benchmarks (root)
+	@PATH="$(release):$$PATH"; for bench in $$(find benches -maxdepth 1 -type f -perm -u+x | sort); do "$$bench"; done
+
+fuzz: ## Random input for every parser, for long: CASES=N inputs each
+	PROPTEST_CASES=$(CASES) cargo test --locked --workspace --exclude rollcall-tests -- never_panic
+
+install: build ## Programs to PREFIX/bin (/usr/local); the controller finds the agent beside itself
+	@$(as_root) install -d -m 0755 "$(bindir)"
+	@for program in $(programs); do \
+	    $(as_root) install -m 0755 "$(release)/$$program" "$(bindir)/$$program"; echo "$(bindir)/$$program"; \
+	done
+
+uninstall: ## Remove what `make install` put there
+	@$(as_root) rm -fv $(programs:%=$(bindir)/%)
+
+clean-cache: ## Remove everything that was built or fetched into the user's cache folder
+	@rm -rf "$(cache)"
+	@if [ -n "$$(ls /run/rollcall-lab 2> /dev/null)" ]; then echo "labs are up, so their cache stays: lab down --all" >&2; \
+	    else rm -rf "$(patsubst %/rollcall,%,$(cache))/rollcall-lab"; fi
