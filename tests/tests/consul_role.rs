@@ -152,8 +152,8 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     let changed = cluster.run(["--limit", "consul_servers"]).ok();
     let elections = cluster.elections() - elections;
     cluster.client("sleep 1; touch /run/test/stop").ok();
-    writer.wait(Duration::from_secs(30)).ok();
-    observer.wait(Duration::from_secs(30)).ok();
+    writer.wait(Duration::from_mins(10)).ok();
+    observer.wait(Duration::from_mins(10)).ok();
     assert_eq!(counted(&changed, "changed"), 2 * SERVERS as u64, "the file and the restart, each: {}", changed.report());
 
     // Each server once, in turn.
