@@ -20,7 +20,7 @@ fn main() -> io::Result<()> {
         files.sort();
         let _ = writeln!(code, "/// Files of `{folder}/`.\nconst {name}: &[File] = &[");
         for (relative, path, mode) in files {
-            let path = path.canonicalize()?;
+            let path = path.canonicalize()?.to_string_lossy().into_owned();
             let _ = writeln!(code, "    ({relative:?}, include_bytes!({path:?}), {mode:#o}),");
         }
         code.push_str("];\n");

@@ -436,6 +436,7 @@ fn bad_connection_variables_are_told() {
         ("ansible_become: maybe", "'ansible_become' must be true or false, not 'maybe'"),
         ("ansible_become_method: doas", "'doas' is no way to become another user here"),
         ("ansible_password: x", "'ansible_password': logging in by password is not taken"),
+        ("ansible_host_key_checking: no", "'ansible_host_key_checking' cannot be turned off: host keys are always checked"),
         ("ansible_host: ''", "the address of host 'w' is empty"),
     ];
     for (line, message) in cases {

@@ -509,6 +509,31 @@ fn names_may_be_made_of_extra_variables() {
 }
 
 #[test]
+fn variables_of_an_import_win_and_are_known_in_its_plays() {
+    let (loaded, _dir) = taken(
+        "- hosts: all\n  vars: {inner: wrong}\n- import_playbook: '{{ \"mid\" }}.yaml'\n  vars: {which: outer}\n",
+        &[
+            ("mid.yaml", "- import_playbook: last.yaml\n  vars: {which: inner, size: 1}\n"),
+            ("last.yaml", "- hosts: all\n  vars: {which: own}\n  tasks: [{import_tasks: '{{ which }}.yaml'}]\n"),
+            ("outer.yaml", "- {name: outer, debug: {msg: x}}\n"),
+        ],
+    );
+    assert_eq!(names(&loaded.bundle), ["outer"]);
+    assert_eq!(loaded.bundle.plays[1].vars.keys().collect::<Vec<_>>(), ["which", "size"]);
+}
+
+#[test]
+fn imports_that_double_at_each_level_are_stopped() {
+    let files: Vec<(String, String)> = (0..30)
+        .map(|n| (format!("f{n}.yaml"), format!("- import_tasks: f{0}.yaml\n- import_tasks: f{0}.yaml\n", n + 1)))
+        .chain([("f30.yaml".into(), "[]\n".into())])
+        .collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let (_, loaded, _dir) = written("- hosts: all\n  tasks: [{import_tasks: f0.yaml}]\n", &files);
+    assert!(loaded.unwrap_err().0[0].message.contains("unfold to more than"));
+}
+
+#[test]
 fn warnings_do_not_stop() {
     let (loaded, _dir) = taken(
         "- hosts: all\n  strategy: linear\n  collections: [a.b]\n  tasks:\n    - debug: {msg: x}\n      when: \"{{ x is defined }}\"\n      ignore_unreachable: true\n",
@@ -557,4 +582,72 @@ fn a_role_sees_the_variables_of_those_that_need_it_and_of_what_it_needs() {
     assert!(seen.defaults.contains_key("shared") && seen.params.is_empty());
     let rollcall_engine::vars::Binding::Raw(own) = &top.vars["own"].binding else { panic!("raw") };
     assert_eq!(own.to_value(), 3);
+}
+
+#[test]
+fn the_manual_knows_every_keyword_where_it_stands() {
+    use rollcall_engine::playbook::{On, Status, keywords};
+    let manual = std::fs::read_to_string("../docs/playbooks.md").unwrap();
+    let place = |on: &On| match on {
+        On::Play => "play",
+        On::ImportPlaybook => "import_playbook",
+        On::Role => "role entry",
+        On::Block => "block",
+        On::Task => "task",
+        On::Include => "include",
+        On::Handler => "handler",
+        On::LoopControl => "loop_control",
+    };
+    let rows: Vec<&str> = manual.lines().filter(|l| l.starts_with("| `")).collect();
+    for keyword in keywords() {
+        let places: Vec<&str> = keyword.on.iter().map(place).collect();
+        let row = format!("| `{}` | {} | {} |", keyword.name, places.join(", "), keyword.doc.replace('|', "\\|"));
+        assert!(rows.contains(&row.as_str()), "docs/playbooks.md lacks this row:\n{row}");
+    }
+    // And it names no keyword that is gone; the first table is about actions.
+    let known = |row: &str| keywords().iter().any(|k| row.starts_with(&format!("| `{}` | ", k.name)));
+    let of_keywords = rows.iter().filter(|r| r.matches(" | ").count() == 2);
+    for row in of_keywords {
+        assert!(known(row), "docs/playbooks.md names a keyword that is not taken: {row}");
+    }
+    assert!(keywords().iter().any(|k| matches!(k.status, Status::NotYet(_))));
+}
+
+#[test]
+fn the_examples_of_the_manual_are_read() {
+    let manual = std::fs::read_to_string("../docs/playbooks.md").unwrap();
+    let example = manual.split("```yaml\n").nth(1).and_then(|t| t.split("```").next()).unwrap();
+    let roles = [("roles/common/tasks/main.yml", "[]\n"), ("roles/web/defaults/main.yml", "http_port: 80\n")];
+    taken(example, &roles);
+    let manual = std::fs::read_to_string("../docs/roles.md").unwrap();
+    let blocks: Vec<&str> = manual.split("```yaml\n").skip(1).filter_map(|t| t.split("```").next()).collect();
+    let [usage, meta, specs] = blocks[..] else { panic!("three examples: {blocks:?}") };
+    taken(
+        usage,
+        &[
+            ("roles/common/tasks/main.yml", "[]\n"),
+            ("roles/web/meta/main.yml", &meta.replace("- common", "- again")),
+            ("roles/web/meta/argument_specs.yml", specs),
+            ("roles/again/tasks/main.yml", "[]\n"),
+            ("roles/users/tasks/main.yml", "[]\n"),
+        ],
+    );
+    let manual = std::fs::read_to_string("../docs/project.md").unwrap();
+    let example = manual.split("```yaml\n").nth(1).and_then(|t| t.split("```").next()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("rollcall.yaml"), example).unwrap();
+    let project = Project::find(&Sources::default(), dir.path()).unwrap();
+    assert_eq!((project.forks, project.ssh.kex.len(), project.roles.len()), (Some(50), 2, 2));
+}
+
+#[test]
+fn strange_values_come_through_unchanged() {
+    let strange = format!("\u{0}$(id) `id` ; ' \" \\ ä 漢 \u{1f600}{}", "x".repeat(1 << 20));
+    let playbook = serde_json::json!([{"hosts": "all", "tasks": [{"copy": {"content": strange, "dest": "/a b;c"}}]}]).to_string();
+    let (loaded, _dir) = taken(&playbook, &[]);
+    let Item::Task(task) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
+    let Action::Module { args, .. } = &task.action else { panic!("a module") };
+    assert_eq!(args.to_value(), serde_json::json!({"content": strange, "dest": "/a b;c"}));
+    let travelled: Bundle = serde_json::from_slice(&serde_json::to_vec(&loaded.bundle).unwrap()).unwrap();
+    assert_eq!(format!("{:?}", travelled.plays), format!("{:?}", loaded.bundle.plays));
 }

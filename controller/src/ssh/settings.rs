@@ -1,5 +1,6 @@
 //! What a run says about SSH as a whole, and about one host.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub struct Settings {
     pub console: Option<Arc<dyn ConsoleSource>>,
     /// How long the console may lag before first contact fails.
     pub console_wait: Duration,
+    /// EC2 instances by address: a jump host that is one of them is checked by the key pinned to its id.
+    pub instances: HashMap<String, String>,
     pub passphrase: Option<PassphrasePrompt>,
     /// The user's home: `~` in paths and the default key files.
     pub home: PathBuf,
@@ -110,6 +113,7 @@ impl Settings {
             pins: state.into().join("known_hosts.d"),
             console: None,
             console_wait: Duration::from_mins(3),
+            instances: HashMap::new(),
             passphrase: None,
             home,
             local_user: user.to_owned(),

@@ -136,6 +136,11 @@ impl Transport {
         })
     }
 
+    /// What it was made with.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The target of an inventory's host, completed from the ssh configuration.
     pub fn target(&self, spec: &TargetSpec) -> Result<Target, ConfigError> {
         self.config.target(spec, &self.settings.local_user)
@@ -143,26 +148,22 @@ impl Transport {
 
     /// Connects and logs in.
     pub async fn connect(&self, target: &Target) -> Result<Session, ConnectError> {
-        let via = self.via(&target.jumps).await?;
+        let via = self.via(target).await?;
         let connection = self.open(target, via).await?;
         let fingerprint = connection.shared.host_key().map(|key| key.fingerprint()).unwrap_or_default();
         Ok(Session { connection, fingerprint })
     }
 
     /// The shared connection to the last jump host of the list, opening those before it first.
-    async fn via(&self, hops: &[Hop]) -> Result<Option<Arc<Connection>>, ConnectError> {
+    async fn via(&self, target: &Target) -> Result<Option<Arc<Connection>>, ConnectError> {
         let mut via: Option<Arc<Connection>> = None;
         let mut way = String::new();
-        for hop in hops {
+        for hop in &target.jumps {
             way += &format!("{hop} > ");
             let cell = self.jump(&way);
             let before = via.take();
             let opened = cell.get_or_init(|| async move {
-                let target = self
-                    .config
-                    .hop_target(hop, &self.settings.local_user)
-                    .map_err(|error| ConnectError::Config { reason: error.to_string() });
-                match target {
+                match self.hop_target(hop, target) {
                     // Boxed: this future would contain itself otherwise.
                     Ok(target) => Box::pin(self.open(&target, before)).await.map(Arc::new),
                     Err(error) => Err(error),
@@ -177,6 +178,22 @@ impl Transport {
             }
         }
         Ok(via)
+    }
+
+    /// A jump host on the way to `target`: an EC2 instance is known by its id, and one for which nobody names a key
+    /// is offered the key of the host behind it.
+    pub(super) fn hop_target(&self, hop: &Hop, target: &Target) -> Result<Target, ConnectError> {
+        let mut hop = self
+            .config
+            .hop_target(hop, &self.settings.local_user)
+            .map_err(|error| ConnectError::Config { reason: error.to_string() })?;
+        if hop.instance_id.is_none() && hop.host_key_alias.is_none() {
+            hop.instance_id = self.settings.instances.get(&hop.host).cloned();
+        }
+        if hop.identity_files.is_empty() && self.settings.identity_files.is_empty() {
+            hop.identity_files.clone_from(&target.identity_files);
+        }
+        Ok(hop)
     }
 
     /// The place of a jump host's connection; a fresh one when the connection has died meanwhile.

@@ -47,8 +47,6 @@ pub struct Connection {
     pub become_user: Option<String>,
     /// `ansible_become_password`: never shown.
     pub become_password: Option<String>,
-    /// `ansible_host_key_checking`.
-    pub host_key_checking: Option<bool>,
     /// The EC2 instance behind it: its host key is pinned to this id.
     pub instance_id: Option<String>,
 }
@@ -65,7 +63,6 @@ impl std::fmt::Debug for Connection {
             .field("become", &self.r#become)
             .field("become_user", &self.become_user)
             .field("become_password", &self.become_password.as_ref().map(|_| "hidden"))
-            .field("host_key_checking", &self.host_key_checking)
             .field("instance_id", &self.instance_id)
             .finish_non_exhaustive()
     }
@@ -93,6 +90,13 @@ impl Inventory {
             return Err(Diagnostic::error(span, format!("'{method}' is no way to become another user here"))
                 .hint("only sudo is known"));
         }
+        for name in ["ansible_host_key_checking", "ansible_ssh_host_key_checking"] {
+            if vars.boolean(name)? == Some(false) {
+                let span = scope.get(name).map_or(Span::NONE, |v| v.origin);
+                return Err(Diagnostic::error(span, format!("'{name}' cannot be turned off: host keys are always checked"))
+                    .hint("run with --accept-new where hosts are new"));
+            }
+        }
         let host_name = match vars.text(&["ansible_host", "ansible_ssh_host"])? {
             Some((text, span)) if text.trim().is_empty() => {
                 return Err(Diagnostic::error(span, format!("the address of host '{}' is empty", host.name))
@@ -116,10 +120,6 @@ impl Inventory {
             become_password: vars
                 .text(&["ansible_become_password", "ansible_become_pass", "ansible_sudo_pass"])?
                 .map(|(t, _)| t),
-            host_key_checking: match vars.boolean("ansible_host_key_checking")? {
-                Some(check) => Some(check),
-                None => vars.boolean("ansible_ssh_host_key_checking")?,
-            },
             instance_id: host.instance.as_ref().map(|i| i.id.clone()),
         })
     }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     template::{self, EvalError},
-    vars::{Binding, Layer, Scope, Var, Vars},
+    vars::{Binding, Layer, LocalLookups, Lookups, Scope, Var, Vars},
 };
 
 impl Inventory {
@@ -145,8 +145,13 @@ impl Inventory {
         if let Some(others) = others {
             magic.insert("hostvars".to_owned(), shared(others.clone()));
         }
-        scope.with(magic)
+        scope.with(magic).with_lookups(lookups())
     }
+}
+
+/// Expressions of the inventory are evaluated here, so `lookup('env', …)` is this process's environment.
+pub(super) fn lookups() -> Arc<dyn Lookups> {
+    Arc::new(LocalLookups::new("."))
 }
 
 /// The value of a variable, rendered where a person wrote it.

@@ -18,9 +18,8 @@ use crate::{
 };
 
 const IGNORED_NAMES: [&str; 3] = ["group_vars", "host_vars", "vars_plugins"];
-const IGNORED_ENDS: [&str; 13] = [
-    ".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry", ".toml",
-];
+const IGNORED_ENDS: [&str; 12] =
+    [".pyc", ".pyo", ".swp", ".bak", "~", ".rpm", ".md", ".txt", ".rst", ".orig", ".cfg", ".retry"];
 const MAX_DEPTH: usize = 16;
 
 /// What is to be added, in order.
@@ -201,7 +200,7 @@ fn file(path: &Path, options: &Options, out: &mut Diagnostics) -> Result<Option<
         None if named_ec2 => {}
         None => return Ok(Some(Step::Static(path.to_path_buf(), node))),
     }
-    let scope = crate::vars::Scope::of(options.extra.clone());
+    let scope = crate::vars::Scope::of(options.extra.clone()).with_lookups(super::host_vars::lookups());
     match aws_ec2::Config::read(&node, &scope) {
         Ok((config, warnings)) => {
             out.0.extend(warnings);

@@ -281,11 +281,10 @@ impl State<'_> {
                 continue;
             }
             self.check_text(value);
-            if !syntax::has_expression(value) {
-                if let Err(why) = (arg.check)(&value.to_value()) {
+            if !syntax::has_expression(value)
+                && let Err(why) = (arg.check)(&value.to_value()) {
                     self.out.push(Diagnostic::error(value.span, format!("argument '{}' of module '{module}': {why}", key.name)));
                 }
-            }
         }
         let Some(cx) = cx else { return };
         let defaulted = |name: &str| {

@@ -185,7 +185,11 @@ fn mode(metadata: &std::fs::Metadata) -> u32 {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
 }
 
 fn walk_disk(dir: &Path, root: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>, wrong: &mut Vec<Diagnostic>) {

@@ -40,7 +40,7 @@ impl State<'_> {
         }
         for (key, _) in &mut entries {
             if key.name == "_raw" || key.name == "_raw_params" {
-                key.name = names[0].to_owned();
+                names[0].clone_into(&mut key.name);
             }
         }
         let mut unknown = false;
@@ -91,7 +91,7 @@ impl State<'_> {
     }
 
     fn yaml_names(&self, dir: &Path) -> Vec<String> {
-        if dir.starts_with(super::files::EMBEDDED) { self.tree.names(dir) } else { self.siblings(dir) }
+        if dir.starts_with(super::files::EMBEDDED) { self.tree.names(dir) } else { Self::siblings(dir) }
     }
 
     /// `import_tasks`: the tasks stand here.
@@ -103,7 +103,7 @@ impl State<'_> {
         let inherit = self.inherit(node, Layer::Block);
         self.note_notified(&inherit.notify);
         let mut inner = cx.clone();
-        inner.defaulted.extend(self.defaulted(node));
+        inner.defaulted.extend(Self::defaulted(node));
         let mut items = self.task_file(&path, file.span, &inner);
         inherit.lay_on(&mut items);
         out.append(&mut items);
@@ -121,10 +121,13 @@ impl State<'_> {
             self.out.push(Diagnostic::error(used, "imports are nested more than 64 levels deep"));
             return Vec::new();
         }
+        if !self.unfolds(used) {
+            return Vec::new();
+        }
         self.task_files.insert(path.to_path_buf());
         let Some(tree) = self.yaml(path, used) else { return Vec::new() };
-        if let Kind::List(entries) = &tree.kind {
-            if let Some(play) = entries.iter().find(|n| n.get("hosts").is_some()) {
+        if let Kind::List(entries) = &tree.kind
+            && let Some(play) = entries.iter().find(|n| n.get("hosts").is_some()) {
                 self.out.push(
                     Diagnostic::error(play.span, "this is a play, where a task is expected")
                         .note(used, "the file is used as a list of tasks here")
@@ -132,7 +135,6 @@ impl State<'_> {
                 );
                 return Vec::new();
             }
-        }
         let mut inner = cx.clone();
         inner.files.push(path.to_path_buf());
         inner.dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
@@ -218,7 +220,7 @@ impl State<'_> {
                 self.tree.walk(&base)
             } else {
                 let tasks = self.tree.walk(&dir.join("tasks"));
-                let beside = self.siblings(&dir).into_iter().map(|n| dir.join(n)).filter(|p| self.is_task_file(p));
+                let beside = Self::siblings(&dir).into_iter().map(|n| dir.join(n)).filter(|p| Self::is_task_file(p));
                 (tasks.0.into_iter().chain(beside).collect(), Vec::new())
             };
             for path in files.into_iter().filter(|p| is_yaml(p)) {
@@ -238,7 +240,7 @@ impl State<'_> {
     }
 
     /// True for a list of mappings none of which is a play.
-    fn is_task_file(&self, path: &Path) -> bool {
+    fn is_task_file(path: &Path) -> bool {
         let Ok(text) = std::fs::read_to_string(path) else { return false };
         let Ok(tree) = crate::yaml::parse_text(crate::diag::FileId::NONE, &text) else { return false };
         let plain = |n: &Node| matches!(n.kind, Kind::Map(_)) && n.get("hosts").is_none() && n.get("import_playbook").is_none();
@@ -281,7 +283,7 @@ impl State<'_> {
             handlers_from, public, validate, once: !allow_duplicates,
         };
         let mut inner = cx.clone();
-        inner.defaulted.extend(self.defaulted(node));
+        inner.defaulted.extend(Self::defaulted(node));
         let Some(Use { id, mut items }) = self.use_role(used, &inherit, &inner) else { return };
         if dynamic {
             let task = self.build(node, Action::IncludeRole { role: id, tasks: items }, layer);

@@ -37,10 +37,10 @@ impl Inherit {
         prepend(&mut task.vars, &self.vars);
         prepend(&mut task.environment, &self.environment);
         task.become_.enabled = task.become_.enabled.or(self.become_.enabled);
-        fill(&mut task.become_.user, &self.become_.user);
-        fill(&mut task.ignore_errors, &self.ignore_errors);
-        fill(&mut task.delegate_to, &self.delegate_to);
-        fill(&mut task.timeout, &self.timeout);
+        fill(&mut task.become_.user, self.become_.user.as_ref());
+        fill(&mut task.ignore_errors, self.ignore_errors.as_ref());
+        fill(&mut task.delegate_to, self.delegate_to.as_ref());
+        fill(&mut task.timeout, self.timeout.as_ref());
         task.check_mode = task.check_mode.or(self.check_mode);
         task.diff = task.diff.or(self.diff);
         task.throttle = task.throttle.or(self.throttle);
@@ -68,10 +68,10 @@ impl Inherit {
         prepend(&mut inner.environment, &self.environment);
         append_new(&mut inner.notify, &self.notify);
         inner.become_.enabled = inner.become_.enabled.or(self.become_.enabled);
-        fill(&mut inner.become_.user, &self.become_.user);
-        fill(&mut inner.ignore_errors, &self.ignore_errors);
-        fill(&mut inner.delegate_to, &self.delegate_to);
-        fill(&mut inner.timeout, &self.timeout);
+        fill(&mut inner.become_.user, self.become_.user.as_ref());
+        fill(&mut inner.ignore_errors, self.ignore_errors.as_ref());
+        fill(&mut inner.delegate_to, self.delegate_to.as_ref());
+        fill(&mut inner.timeout, self.timeout.as_ref());
         inner.check_mode = inner.check_mode.or(self.check_mode);
         inner.diff = inner.diff.or(self.diff);
         inner.throttle = inner.throttle.or(self.throttle);
@@ -116,9 +116,9 @@ fn append_new<T: Clone + PartialEq>(to: &mut Vec<T>, from: &[T]) {
     }
 }
 
-fn fill<T: Clone>(to: &mut Option<T>, from: &Option<T>) {
+fn fill<T: Clone>(to: &mut Option<T>, from: Option<&T>) {
     if to.is_none() {
-        to.clone_from(from);
+        *to = from.cloned();
     }
 }
 

@@ -16,7 +16,7 @@ impl State<'_> {
             Err(template::EvalError::Wrong(wrong)) => {
                 self.out.push(
                     Diagnostic::error(node.span, format!("{what} must be known before the run: {}", wrong.message))
-                        .hint("only -e and the play's vars can be used here"),
+                        .hint(wrong.hint.unwrap_or_else(|| "only -e and the play's vars can be used here".into())),
                 );
                 None
             }

@@ -21,6 +21,9 @@ use crate::{
     vars::{Layer, Scope, Var, Vars},
 };
 
+/// Uses of roles and files of tasks in a run.
+const MAX_UNFOLDED: usize = 10_000;
+
 /// Reads playbooks.
 #[derive(Clone, Copy)]
 pub struct Loader<'a> {
@@ -125,8 +128,11 @@ pub(super) struct State<'a> {
     pub(super) tree: Tree,
     pub(super) roles_used: Vec<RoleUsed>,
     next_task: u32,
+    unfolded: usize,
     /// Variables that are known without a host.
     pub(super) known: Scope,
+    /// Variables of the `import_playbook`s around: they win over the play's.
+    pub(super) given: Vars,
     pub(super) handlers: Vec<Handler>,
     pub(super) notified: Vec<Notified>,
     pub(super) public: Vec<RoleId>,
@@ -151,7 +157,9 @@ impl<'a> State<'a> {
             tree: Tree::default(),
             roles_used: Vec::new(),
             next_task: 1,
+            unfolded: 0,
             known: Scope::of(loader.extra.clone()),
+            given: Vars::new(),
             handlers: Vec::new(),
             notified: Vec::new(),
             public: Vec::new(),
@@ -217,7 +225,7 @@ impl<'a> State<'a> {
         }
         let what = if given.is_dir() { "is a folder, not a playbook" } else { "does not exist" };
         if let Some(dir) = given.parent() {
-            known.extend(self.siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
+            known.extend(Self::siblings(dir).into_iter().map(|n| dir.join(n).display().to_string()));
         }
         let wrong = Diagnostic::error(Span::NONE, format!("playbook {} {what}", given.display()));
         Err(hint_file(wrong, &given.to_string_lossy(), &known))
@@ -226,7 +234,7 @@ impl<'a> State<'a> {
     /// Reads a playbook's plays. `open` are the playbooks being read.
     fn playbook(&mut self, path: &Path, used: Span, open: &mut Vec<PathBuf>) {
         if open.iter().any(|p| p == path) {
-            let chain: Vec<String> = open.iter().map(|p| p.as_path()).chain([path]).map(|p| p.display().to_string()).collect();
+            let chain: Vec<String> = open.iter().map(std::path::PathBuf::as_path).chain([path]).map(|p| p.display().to_string()).collect();
             self.out.push(Diagnostic::error(used, format!("playbooks import each other: {}", chain.join(" -> "))));
             return;
         }
@@ -266,24 +274,26 @@ impl<'a> State<'a> {
 
     fn import_playbook(&mut self, node: &Node, target: &Node, from: &Path, open: &mut Vec<PathBuf>) {
         self.check_keys(On::ImportPlaybook, node, &["ansible.builtin.import_playbook"]);
+        // Nothing of the play before it: only -e, and what the imports around it give.
+        self.known = Scope::of(self.given.clone()).with(self.loader.extra.clone());
         let Some(name) = self.known_text(target, "the playbook's name") else { return };
         let path = shown(&from.parent().unwrap_or(Path::new("")).join(&name));
         if !self.tree.is_file(&path) {
             let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-            let near = self.siblings(&dir);
+            let near = Self::siblings(&dir);
             let wrong = Diagnostic::error(target.span, format!("playbook {} does not exist", path.display()));
             self.out.push(hint_file(wrong, &name, &near));
             return;
         }
+        let inherit = self.inherit(node, Layer::Play);
+        let outer = self.given.clone();
+        self.given = inherit.vars.iter().flat_map(|v| v.iter().map(|(k, v)| (k.clone(), v.clone()))).collect();
+        self.given.extend(outer.clone());
+        let inherit = super::model::Inherit { vars: Vec::new(), ..inherit };
         let first = self.bundle.plays.len();
         self.playbook(&path, target.span, open);
-        let inherit = self.inherit(node, Layer::Play);
-        let added: Vec<(String, Var)> = inherit.vars.iter().flat_map(|v| v.iter().map(|(k, v)| (k.clone(), v.clone()))).collect();
-        let inherit = super::model::Inherit { vars: Vec::new(), ..inherit };
+        self.given = outer;
         for play in &mut self.bundle.plays[first..] {
-            if !added.is_empty() {
-                Arc::make_mut(&mut play.vars).extend(added.iter().cloned());
-            }
             for list in [&mut play.pre_tasks, &mut play.tasks, &mut play.post_tasks] {
                 inherit.lay_on(list);
             }
@@ -294,7 +304,7 @@ impl<'a> State<'a> {
     }
 
     /// YAML files beside a path, for suggestions.
-    pub(super) fn siblings(&self, dir: &Path) -> Vec<String> {
+    pub(super) fn siblings(dir: &Path) -> Vec<String> {
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         std::fs::read_dir(dir)
             .map(|entries| {
@@ -318,6 +328,16 @@ impl<'a> State<'a> {
                 None
             }
         }
+    }
+
+    /// Counts what is unfolded: files that import each other twice would double at each level.
+    pub(super) fn unfolds(&mut self, used: Span) -> bool {
+        self.unfolded += 1;
+        if self.unfolded > MAX_UNFOLDED {
+            let wrong = format!("imports and roles unfold to more than {MAX_UNFOLDED} uses");
+            self.out.push(Diagnostic::error(used, wrong).hint("use include_tasks where a file is used often"));
+        }
+        self.unfolded <= MAX_UNFOLDED
     }
 
     pub(super) fn next_id(&mut self) -> u32 {

@@ -52,7 +52,7 @@ impl State<'_> {
             role: None,
             handlers: false,
             files: vec![path.to_path_buf()],
-            defaulted: self.defaulted(node),
+            defaulted: Self::defaulted(node),
         };
         play.pre_tasks = self.section(node, "pre_tasks", &cx);
         let mut tasks = self.play_roles(node, &cx);
@@ -90,7 +90,8 @@ impl State<'_> {
         self.check_text(hosts);
         let joined = patterns.join(",");
         let name = present(node, "name").and_then(|n| self.told(n.scalar_text())).unwrap_or_else(|| joined.clone());
-        let play_vars = present(node, "vars").map(|n| self.vars(n, Layer::Play)).unwrap_or_default();
+        let mut play_vars = present(node, "vars").map(|n| self.vars(n, Layer::Play)).unwrap_or_default();
+        play_vars.extend(self.given.clone());
         self.known = Scope::of(play_vars.clone()).with(self.loader.extra.clone());
         self.strategy(node);
         let flag = |state: &mut Self, key: &str, default: bool| {
@@ -204,7 +205,7 @@ impl State<'_> {
             }
             let paths: Vec<_> = names.iter().map(|n| super::files::shown(&dir.join(n))).collect();
             let Some(path) = paths.iter().find(|p| self.tree.is_file(p)) else {
-                let near = paths[0].parent().map(|d| self.siblings(d)).unwrap_or_default();
+                let near = paths[0].parent().map(Self::siblings).unwrap_or_default();
                 let base = paths[0].file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let shown: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
                 let wrong = Diagnostic::error(entry.span, format!("vars file {} does not exist", shown.join(" or ")));

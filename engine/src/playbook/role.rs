@@ -122,6 +122,9 @@ impl State<'_> {
             );
             return None;
         }
+        if !self.unfolds(named.span) {
+            return None;
+        }
         self.take_role_files(&named, &path);
         let meta = self.meta_of(&path, named.span);
         let id = self.add_role(&named, &path, inherit, meta.allow_duplicates, cx);

@@ -100,9 +100,7 @@ impl State<'_> {
         }
         let mut rules = Vec::new();
         if let Some(kind) = present(option, "type") {
-            if let Some(rule) = self.type_rule(kind, var) {
-                rules.extend(rule);
-            }
+            rules.extend(self.type_rule(kind, var));
         }
         if let Some(kind) = present(option, "elements") {
             let test = match kind.as_str() {
@@ -136,8 +134,9 @@ impl State<'_> {
         }
     }
 
-    fn type_rule(&mut self, kind: &Node, var: &str) -> Option<Option<String>> {
-        Some(match kind.as_str() {
+    /// The rule of a type; `None` where everything is right, or the type is unknown, which is told.
+    fn type_rule(&mut self, kind: &Node, var: &str) -> Option<String> {
+        match kind.as_str() {
             Some("raw") => None,
             Some("str" | "path") => Some(format!("({var} is string or {var} is number)")),
             Some("int") => Some(format!("{var} is integer")),
@@ -148,8 +147,8 @@ impl State<'_> {
             other => {
                 let wrong = Diagnostic::error(kind.span, "unknown type of an argument");
                 self.out.push(wrong.nearest(other.unwrap_or_default(), TYPES.iter().copied()));
-                return None;
+                None
             }
-        })
+        }
     }
 }

@@ -55,7 +55,7 @@ impl State<'_> {
         let inherit = self.inherit(node, Layer::Block);
         self.note_notified(&inherit.notify);
         let mut inner = cx.clone();
-        inner.defaulted.extend(self.defaulted(node));
+        inner.defaulted.extend(Self::defaulted(node));
         let read = |state: &mut Self, key: &str| {
             let mut items = present(node, key).map(|list| state.items(list, &inner)).unwrap_or_default();
             inherit.lay_on(&mut items);
@@ -75,7 +75,7 @@ impl State<'_> {
             self.out.push(node.expected("a task (a mapping)"));
             return;
         };
-        let include = entries.iter().filter_map(|(k, _)| ActionName::of(&k.name)).any(|a| a.is_include());
+        let include = entries.iter().filter_map(|(k, _)| ActionName::of(&k.name)).any(super::action::ActionName::is_include);
         let on = match (include, cx.handlers) {
             (true, _) => On::Include,
             (false, true) => On::Handler,
@@ -393,7 +393,7 @@ impl State<'_> {
     }
 
     /// The names that `module_defaults` give, so that nothing is called missing that they give.
-    pub(super) fn defaulted(&self, node: &Node) -> Vec<(String, Vec<String>)> {
+    pub(super) fn defaulted(node: &Node) -> Vec<(String, Vec<String>)> {
         let Some(Kind::Map(entries)) = present(node, "module_defaults").map(|n| &n.kind) else { return Vec::new() };
         entries
             .iter()

@@ -29,19 +29,17 @@ pub(super) fn split(text: &str) -> Result<Vec<Range<usize>>, &'static str> {
                 _ => {}
             }
         }
-        match (previous, c) {
+        previous = match (previous, c) {
             ('{', '{' | '%') => {
                 depth += 1;
-                previous = '\0';
-                continue;
+                '\0'
             }
             ('}' | '%', '}') => {
                 depth = depth.saturating_sub(1);
-                previous = '\0';
-                continue;
+                '\0'
             }
-            _ => previous = c,
-        }
+            _ => c,
+        };
     }
     if depth > 0 {
         return Err("an expression is never closed");

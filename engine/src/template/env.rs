@@ -9,20 +9,18 @@ use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior, Va
     value::{Kwargs, Rest},
 };
 
-use super::{filters, refs::Callee, soften, soften::Softened, values};
+use super::{filters, limits, refs::Callee, soften, soften::Softened, values};
 
 mod functions;
 mod own;
 mod tests;
 
 /// Instructions that one evaluation may take: stops endless loops within a second or so.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 5_000_000;
 /// Macros and includes inside of each other.
 const RECURSION: usize = 60;
 /// Compiled expressions that are kept.
 const CACHE: usize = 4096;
-/// Nesting of brackets: the parser recurses.
-const MAX_BRACKETS: usize = 60;
 
 /// Ansible's settings for templates.
 pub(super) fn syntax() -> SyntaxConfig {
@@ -44,7 +42,7 @@ pub(super) fn inline() -> &'static Environment<'static> {
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
         env.set_formatter(print);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(method);
         // It would print every variable, secrets too.
         env.remove_global("debug");
         for filter in filters::all() {
@@ -55,6 +53,14 @@ pub(super) fn inline() -> &'static Environment<'static> {
         functions::register(&mut env);
         env
     })
+}
+
+/// Methods of Python's types (`.get()`, `.split()`); nothing undefined passes through them.
+fn method(state: &mut minijinja::State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if value.is_undefined() || args.iter().any(Value::is_undefined) {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
 /// Prints as Ansible does: `True`, `['a', 1]`, and nothing for `null`.
@@ -133,7 +139,7 @@ pub(super) fn compile(text: &str) -> Result<Arc<Compiled>, Error> {
     if let Some(found) = cache().get(text) {
         return Ok(found.clone());
     }
-    check_nesting(text)?;
+    limits::expression(text)?;
     let source = soften::expression(text).into_owned();
     let expression = inline().compile_expression_owned(source.text().to_owned())?;
     let compiled = Arc::new(Compiled { expression, source });
@@ -143,22 +149,6 @@ pub(super) fn compile(text: &str) -> Result<Arc<Compiled>, Error> {
     }
     cache.insert(text.to_owned(), compiled.clone());
     Ok(compiled)
-}
-
-/// The parser recurses for every bracket and prefix operator; its own limit is near the end of a small stack.
-pub(super) fn check_nesting(text: &str) -> Result<(), Error> {
-    let mut depth = 0_usize;
-    for c in text.bytes() {
-        match c {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_BRACKETS {
-            return Err(Error::new(ErrorKind::SyntaxError, format!("more than {MAX_BRACKETS} brackets inside of each other")));
-        }
-    }
-    Ok(())
 }
 
 /// A function or value that is always there.

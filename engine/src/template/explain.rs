@@ -171,12 +171,13 @@ fn located(
         ErrorKind::UndefinedError => {
             let found = session.and_then(|s| undefined(s, origin, &range));
             found.unwrap_or_else(|| {
-                let name = detail.split('`').nth(1);
+                let near = local_chain(origin, &range);
+                let name = detail.split('`').nth(1).map(str::to_owned).or_else(|| near.as_ref().map(|n| n.1.clone()));
                 let message = name.map_or_else(
                     || "an undefined value is used here".to_owned(),
                     |name| format!("'{name}' is undefined"),
                 );
-                origin.finding(range.start, message)
+                origin.finding(near.map_or(range.start, |n| n.0), message)
             })
         }
         ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction => {
@@ -248,17 +249,41 @@ fn undefined(session: &Arc<Session>, origin: &Origin<'_>, range: &Range<usize>) 
     found.filter(|_| !session.failed())
 }
 
+/// The chain at a place that starts at a name which the text itself sets (`item.nmae` in a loop), and where it stands.
+/// Its value is gone by the time of the error, so only its text can be told.
+fn local_chain(origin: &Origin<'_>, range: &Range<usize>) -> Option<(usize, String)> {
+    let chain = origin.analyse()?.chains.into_iter().find(|c| {
+        c.local && !c.guarded && c.range.start < range.end && range.start < c.range.end
+    })?;
+    Some((chain.range.start, origin.source.get(chain.range)?.to_owned()))
+}
+
 /// An expression whose value is undefined.
 pub(super) fn bare_undefined(session: &Arc<Session>, origin: &Origin<'_>) -> Failed {
     let found = undefined(session, origin, &(0..origin.source.len()));
     let found = found.unwrap_or_else(|| {
         let error = origin.finding(0, format!("'{}' has no value (undefined)", origin.source.trim()));
-        match origin.source.contains(" if ") && !origin.source.contains(" else ") {
-            true => error.hint("an 'if' inside of an expression needs an 'else'"),
-            false => error,
+        if origin.source.contains(" if ") && !origin.source.contains(" else ") {
+            error.hint("an 'if' inside of an expression needs an 'else'")
+        } else {
+            error
         }
     });
     session.fail(found)
+}
+
+/// A value that cannot be kept: a part of it is undefined, or is no data.
+pub(super) fn no_value(session: &Arc<Session>, error: &Error, origin: &Origin) -> Failed {
+    if session.failed() {
+        return Failed;
+    }
+    let found = match error.kind() {
+        ErrorKind::UndefinedError => undefined(session, origin, &(0..origin.source.len())),
+        _ => None,
+    };
+    session.fail(found.unwrap_or_else(|| {
+        origin.finding(0, error.detail().unwrap_or("a part of this value is undefined").to_owned())
+    }))
 }
 
 /// Follows a chain as the evaluation did, up to the step that is missing.
@@ -311,9 +336,10 @@ fn missing_key(origin: &Origin<'_>, chain: &Chain, path: &str, key: &Value, hold
         ValueKind::Map => {
             let keys: Vec<String> =
                 holder.try_iter().map(|keys| keys.map(|k| k.to_string()).collect()).unwrap_or_default();
-            match keys.is_empty() {
-                true => Some(format!("'{path}' is an empty mapping")),
-                false => suggest(&key.to_string(), keys.iter().map(String::as_str)),
+            if keys.is_empty() {
+                Some(format!("'{path}' is an empty mapping"))
+            } else {
+                suggest(&key.to_string(), keys.iter().map(String::as_str))
             }
         }
         ValueKind::Seq => Some(format!("'{path}' is a list of {}", holder.len().unwrap_or(0))),

@@ -8,6 +8,7 @@ use std::{
 use super::{
     EvalError, Loader, References, Rendered, TemplateSource, calls, env,
     explain::{self, FileText, Origin},
+    limits,
     place::Place,
     refs,
     session::{Failed, Session},
@@ -46,9 +47,8 @@ pub(super) fn render(
         let text = if uses_others {
             with_others(session, source, &softened, loader)?
         } else {
-            let environment = env::inline();
-            let result = environment
-                .template_from_named_str(source.name, softened.text())
+            let result = limits::template(source.text)
+                .and_then(|()| env::inline().template_from_named_str(source.name, softened.text()))
                 .and_then(|template| template.render(values::scope(session)));
             finish(session, result, &origin(source, None), &softened)?
         };
@@ -93,8 +93,8 @@ fn with_others(
             }
             Ok(text)
         });
-        let result = environment
-            .template_from_named_str(source.name, softened.text())
+        let result = limits::template(source.text)
+            .and_then(|()| environment.template_from_named_str(source.name, softened.text()))
             .and_then(|template| template.render(values::scope(session)));
         let wanted = std::mem::take(&mut *missing.lock().unwrap_or_else(PoisonError::into_inner));
         let mut loaded = false;
@@ -104,6 +104,10 @@ fn with_others(
             }
             match loader(&name) {
                 Some((file, text)) => {
+                    if let Err(error) = limits::template(&text) {
+                        let message = error.detail().unwrap_or_default().to_owned();
+                        return Err(session.fail(Diagnostic::error(Span::whole(file), message)));
+                    }
                     files.insert(name, FileText { file, text: text.into() });
                     loaded = true;
                 }

@@ -19,6 +19,7 @@ mod env;
 mod explain;
 mod filters;
 mod jinja;
+mod limits;
 mod place;
 mod refs;
 mod session;
@@ -58,7 +59,7 @@ pub fn eval(expression: &str, span: Span, scope: &Scope) -> Result<Value, EvalEr
     Session::run(scope, span, |session| {
         let place = Place::Scalar { span, text: expression, offset: 0 };
         let value = session.expression(expression, place)?;
-        to_json(session, &value, span)
+        to_json(session, &value, &Origin { source: expression, place, files: None })
     })
 }
 
@@ -98,7 +99,7 @@ pub fn render_str(text: &str, span: Span, scope: &Scope) -> Result<Value, EvalEr
     }
     Session::run(scope, span, |session| {
         let value = session.text(text, span)?;
-        to_json(session, &value, span)
+        to_json(session, &value, &origin_of(text, span))
     })
 }
 
@@ -135,7 +136,7 @@ fn render_node(session: &std::sync::Arc<Session>, node: &Node) -> Result<Option<
             if values::is_omit(&value) {
                 return Ok(None);
             }
-            to_json(session, &value, node.span)?
+            to_json(session, &value, &origin_of(text, node.span))?
         }
         Kind::List(items) => {
             let mut list = Vec::with_capacity(items.len());
@@ -163,17 +164,21 @@ fn render_key(session: &std::sync::Arc<Session>, key: &crate::node::Key) -> Resu
         return Ok(key.name.clone());
     }
     let value = session.text(&key.name, key.span)?;
-    Ok(values::python_text(&to_json(session, &value, key.span)?))
+    Ok(values::python_text(&to_json(session, &value, &origin_of(&key.name, key.span))?))
 }
 
-fn to_json(session: &Session, value: &minijinja::Value, span: Span) -> Result<Value, Failed> {
-    values::to_json(value).map_err(|error| {
-        let message = match error.detail() {
-            Some(detail) => detail.to_owned(),
-            None => "a part of this value is undefined".to_owned(),
-        };
-        session.fail(Diagnostic::error(span, message))
-    })
+/// The text that a typed value came from: the inside of the one `{{ … }}`.
+fn origin_of(text: &str, span: Span) -> Origin<'_> {
+    let (offset, source) = single(text).unwrap_or((0, text));
+    Origin { source, place: Place::Scalar { span, text, offset }, files: None }
+}
+
+fn to_json(
+    session: &std::sync::Arc<Session>,
+    value: &minijinja::Value,
+    origin: &Origin<'_>,
+) -> Result<Value, Failed> {
+    values::to_json(value).map_err(|error| explain::no_value(session, &error, origin))
 }
 
 /// True for text that holds expressions.

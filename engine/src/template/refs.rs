@@ -117,6 +117,7 @@ impl Analysis {
 
 /// Analyses an expression.
 pub(super) fn expression(text: &str) -> Result<Analysis, Error> {
+    super::limits::expression(text)?;
     let expr = parse_expr(text)?;
     let mut walker = Walker::default();
     walker.expr(&expr);
@@ -125,6 +126,7 @@ pub(super) fn expression(text: &str) -> Result<Analysis, Error> {
 
 /// Analyses a template, or text with expressions in it.
 pub(super) fn template(text: &str) -> Result<Analysis, Error> {
+    super::limits::template(text)?;
     let statement = parse(text, "text", super::env::syntax())?;
     let mut walker = Walker::default();
     walker.stmt(&statement);
@@ -310,9 +312,10 @@ impl Walker {
         if let Some(value) = &filter.expr {
             if soft { self.guarded(value) } else { self.expr(value) }
         }
-        match soft {
-            true => self.conditional(|w| w.args(&filter.args)),
-            false => self.args(&filter.args),
+        if soft {
+            self.conditional(|w| w.args(&filter.args));
+        } else {
+            self.args(&filter.args);
         }
         if let ("map" | "select" | "reject" | "selectattr" | "rejectattr", args) = (filter.name, &filter.args) {
             self.named_callee(filter.name, args, span);
@@ -344,7 +347,9 @@ impl Walker {
     }
 
     fn body(&mut self, body: &[Stmt<'_>]) {
-        body.iter().for_each(|s| self.stmt(s));
+        for stmt in body {
+            self.stmt(stmt);
+        }
     }
 
     fn template_name(&mut self, expr: &Expr<'_>) {
@@ -359,11 +364,9 @@ impl Walker {
         decl.defaults.iter().for_each(|e| self.expr(e));
         self.scoped(|w| {
             decl.args.iter().for_each(|a| w.assign(a));
-            ["caller", "varargs", "kwargs"].into_iter().for_each(|name| {
-                if let Some(scope) = w.locals.last_mut() {
-                    scope.insert(name.to_owned());
-                }
-            });
+            for name in ["caller", "varargs", "kwargs"] {
+                w.assign_name(name);
+            }
             w.conditional(|w| w.body(&decl.body));
         });
     }

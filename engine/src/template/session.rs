@@ -17,6 +17,7 @@ use minijinja::{Error, ErrorKind, Value};
 use super::{
     EvalError, env,
     explain::{self, Origin},
+    limits,
     place::Place,
     values::{self, NodeRef},
 };
@@ -215,10 +216,9 @@ impl Session {
             return self.expression(inner, Place::Scalar { span, text, offset });
         }
         let origin = Origin { source: text, place: Place::Scalar { span, text, offset: 0 }, files: None };
-        let environment = env::inline();
         let source = super::soften::template(text);
-        let result = environment
-            .template_from_named_str("text", source.text())
+        let result = limits::template(text)
+            .and_then(|()| env::inline().template_from_named_str("text", source.text()))
             .and_then(|template| template.render(values::scope(self)));
         match result {
             _ if self.failed() => Err(Failed),

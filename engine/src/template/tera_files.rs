@@ -10,8 +10,9 @@ use tera::{Context, ErrorKind, Kwargs, State, Tera};
 use super::{
     EvalError, Loader, References, Rendered, TemplateSource,
     filters::{self, Args},
+    limits,
     session::{Failed, Session},
-    to_json,
+    values,
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest},
@@ -45,6 +46,16 @@ fn base() -> &'static Tera {
 const TERA_OWN: &[&str] = &[
     "default", "join", "split", "unique", "first", "last", "length", "replace", "title", "trim", "indent", "truncate",
 ];
+
+/// The names of all filters of a template.
+fn base_filters() -> Vec<&'static str> {
+    const BUILT_IN_FILTERS: &[&str] = &[
+        "safe", "upper", "lower", "wordcount", "escape", "trim_start", "trim_end", "capitalize", "str", "int", "float",
+        "reverse", "abs", "round", "nth", "sort", "get", "values", "keys", "pairs", "group_by",
+    ];
+    let ours = filters::all().flat_map(|f| f.names.iter().copied());
+    ours.chain(TERA_OWN.iter().copied()).chain(BUILT_IN_FILTERS.iter().copied()).collect()
+}
 
 fn call(
     filter: &'static filters::Filter,
@@ -86,6 +97,9 @@ impl<'a> Set<'a> {
     fn read(main: &'a TemplateSource<'a>, loader: Loader<'_>) -> Result<Self, Diagnostic> {
         let mut set = Self { tera: base().clone(), files: HashMap::new(), main };
         loop {
+            for (file, text) in set.files.values().map(|(f, t)| (*f, t.as_str())).chain([(main.file, main.text)]) {
+                limits::tera(text).map_err(|message| Diagnostic::error(Span::whole(file), message))?;
+            }
             let texts: Vec<(&str, &str)> = set
                 .files
                 .iter()
@@ -109,24 +123,31 @@ impl<'a> Set<'a> {
     }
 
     fn finding(&self, error: &tera::Error) -> Diagnostic {
-        let report = match error.kind() {
-            ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => report,
-            other => return Diagnostic::error(Span::whole(self.main.file), lower(&other.to_string())),
-        };
-        let file = match self.files.get(report.filename()) {
-            Some((file, _)) => *file,
-            None => self.main.file,
-        };
-        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let at = report.span();
-        let span = Span { file, line: number(at.start_line), column: number(at.start_col + 1) };
-        let message = lower(report.message());
-        let diagnostic = Diagnostic::error(span, message.clone());
-        let unknown = message.split(['`', '\'']).nth(1).filter(|_| message.contains("filter"));
-        match unknown {
-            Some(name) => diagnostic.nearest(name, filters::all().flat_map(|f| f.names.iter().copied())),
-            None => diagnostic,
+        match error.kind() {
+            ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+                let at = report.span();
+                self.report(report.message(), report.filename(), (at.start_line, at.start_col + 1))
+            }
+            ErrorKind::Msg(message) => {
+                let mut found = reports(message).map(|(text, name, place)| self.report(text, name, place));
+                let whole = || Diagnostic::error(Span::whole(self.main.file), lower(message));
+                let first = found.next().unwrap_or_else(whole);
+                found.fold(first, |first, more| first.note(more.span, more.message))
+            }
+            other => Diagnostic::error(Span::whole(self.main.file), lower(&other.to_string())),
         }
+    }
+
+    fn report(&self, message: &str, name: &str, (line, column): (usize, usize)) -> Diagnostic {
+        let file = self.files.get(name).map_or(self.main.file, |(file, _)| *file);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let message = lower(message).replace('`', "'");
+        let error = Diagnostic::error(Span { file, line: number(line), column: number(column) }, message.clone());
+        let quoted = message.split('\'').nth(1).unwrap_or_default();
+        if message.starts_with("unknown filter") {
+            return error.nearest(quoted, base_filters().iter().copied());
+        }
+        error
     }
 
     /// Top-level names that must be defined, in order.
@@ -165,23 +186,29 @@ fn lower(message: &str) -> String {
     }
 }
 
+/// The reports inside of a message that holds several: text, template, line and column.
+fn reports(message: &str) -> impl Iterator<Item = (&str, &str, (usize, usize))> {
+    message.split("\n\n").filter_map(|block| {
+        let mut lines = block.lines();
+        let text = lines.next()?.strip_prefix("error: ")?;
+        let place = lines.next()?.trim_start().strip_prefix("--> ")?;
+        let mut parts = place.rsplitn(3, ':');
+        let (column, line) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        Some((text, parts.next()?, (line, column)))
+    })
+}
+
 /// The template that an error says is missing.
 fn missing_template(kind: &ErrorKind, known: impl Fn(&str) -> bool) -> Option<String> {
-    match kind {
-        ErrorKind::MissingParent { parent, .. } => Some(parent.clone()),
-        ErrorKind::TemplateNotFound(name) => Some(name.clone()),
-        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
-            let message = report.message();
-            let quoted = message.split(['`', '\'', '"']).skip(1).step_by(2);
-            let mut names = quoted.filter(|name| !known(name));
-            names.next().filter(|_| message.to_lowercase().contains("template")).map(str::to_owned)
-        }
+    let name = match kind {
+        ErrorKind::MissingParent { parent, .. } => parent.as_str(),
+        ErrorKind::TemplateNotFound(name) => name.as_str(),
         ErrorKind::Msg(message) => {
-            let quoted = message.split(['`', '\'', '"']).skip(1).step_by(2);
-            quoted.filter(|name| !known(name)).map(str::to_owned).next()
+            reports(message).find_map(|(text, _, _)| text.strip_prefix("Unknown template `")?.strip_suffix('`'))?
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    (!known(name)).then(|| name.to_owned())
 }
 
 pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnostic> {
@@ -202,7 +229,10 @@ pub(super) fn render(
         for name in set.names().map_err(|e| session.fail(e))? {
             match session.lookup(&name) {
                 Some(value) => {
-                    let value = to_json(session, &value, set.place(&name))?;
+                    let value = values::to_json(&value).map_err(|e| {
+                        let message = e.detail().unwrap_or("a part of this value is undefined");
+                        session.fail(Diagnostic::error(set.place(&name), format!("'{name}': {message}")))
+                    })?;
                     context.insert(name, &value);
                 }
                 None => missing.push(name),

@@ -1,4 +1,5 @@
 //! Every filter, test and function, by table: the expression and the JSON of its value.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 

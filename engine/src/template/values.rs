@@ -260,7 +260,7 @@ impl Object for NodeRef {
             Kind::List(items) => Enumerator::Seq(items.len()),
             Kind::Map(entries) => {
                 let omitted = |index: usize, node: &Node| {
-                    matches!(&node.kind, Kind::Str(text) if text.contains("omit"))
+                    matches!(&node.kind, Kind::Str(text) if super::has_markup(text))
                         && is_omit(&self.child(index, node))
                 };
                 Enumerator::Values(

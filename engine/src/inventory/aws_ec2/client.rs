@@ -36,14 +36,18 @@ static CALLS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(PARALLEL_CAL
 /// sets are asked in parallel, page by page; throttled calls wait and try again.
 pub async fn discover(query: &Query) -> Result<Found, Ec2Error> {
     let config = sdk_config(&query.account, "DescribeInstances").await?;
+    discover_with(&config, query).await
+}
+
+async fn discover_with(config: &SdkConfig, query: &Query) -> Result<Found, Ec2Error> {
     let regions =
-        if query.regions.is_empty() { all_regions(&config, &query.account).await? } else { query.regions.clone() };
+        if query.regions.is_empty() { all_regions(config, &query.account).await? } else { query.regions.clone() };
     let mut tasks = tokio::task::JoinSet::new();
     let everything = vec![FilterSet::new()];
     let include = if query.include.is_empty() { &everything } else { &query.include };
     let account = Arc::new(query.account.clone());
     for region in &regions {
-        let client = client(&config, region);
+        let client = client(config, region);
         for (set, excluded) in
             include.iter().map(|set| (set, false)).chain(query.exclude.iter().map(|set| (set, true)))
         {
@@ -125,7 +129,7 @@ async fn sdk_config(account: &Account, call: &str) -> Result<SdkConfig, Ec2Error
         reason,
     };
     let provider = config.credentials_provider().ok_or_else(|| missing("nothing provides them".into()))?;
-    provider.provide_credentials().await.map_err(|e| missing(innermost(&e)))?;
+    provider.provide_credentials().await.map_err(|e| missing(no_credentials(&e)))?;
     if let Some(role) = &account.assume_role_arn {
         let region = config.region().cloned().unwrap_or(Region::from_static(FIRST_REGION));
         let provider = aws_config::sts::AssumeRoleProvider::builder(role)
@@ -234,6 +238,21 @@ fn permission_in(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("perform: ")?;
     let word = rest.split_whitespace().next()?.trim_end_matches(['.', ',']);
     word.contains(':').then(|| word.to_owned())
+}
+
+/// Why no provider had any, in a few words: the SDK lists all it has tried, over several lines.
+fn no_credentials(error: &dyn std::error::Error) -> String {
+    let chain = DisplayErrorContext(error).to_string();
+    let line = |part: &str| chain.contains(part);
+    if line("was not defined") {
+        "the AWS configuration has no such profile".to_owned()
+    } else if line("no credentials found in chain") {
+        "neither the environment nor a profile nor this machine's role has any".to_owned()
+    } else if chain.to_lowercase().contains("sso") || line("cached token") {
+        format!("the SSO session is not logged in, or has expired ({})", innermost(error))
+    } else {
+        innermost(error)
+    }
 }
 
 /// The deepest cause: the SDK's outer texts say only that something failed.
@@ -369,7 +388,7 @@ fn identity(i: &types::Instance, attributes: Attributes) -> Attributes {
                 .text("product_code_id", c.product_code_id())
                 .text("product_code_type", c.product_code_type().map(types::ProductCodeValues::as_str))
         })
-        .text("public_dns_name", Some(i.public_dns_name().unwrap_or_default()))
+        .text("public_dns_name", i.public_dns_name())
         .text("public_ip_address", i.public_ip_address())
         .map("state", i.state(), |s| {
             Attributes::default()
@@ -408,6 +427,7 @@ fn hardware(i: &types::Instance, attributes: Attributes) -> Attributes {
             Attributes::default()
                 .text("state", m.state().map(types::InstanceMetadataOptionsState::as_str))
                 .text("http_endpoint", m.http_endpoint().map(types::InstanceMetadataEndpointState::as_str))
+                .text("http_protocol_ipv6", m.http_protocol_ipv6().map(types::InstanceMetadataProtocolState::as_str))
                 .number("http_put_response_hop_limit", m.http_put_response_hop_limit())
                 .text("http_tokens", m.http_tokens().map(types::HttpTokensState::as_str))
                 .text("instance_metadata_tags", m.instance_metadata_tags().map(types::InstanceMetadataTagsState::as_str))
@@ -485,14 +505,5 @@ fn interface(n: &types::InstanceNetworkInterface) -> Attributes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_missing_permission_is_read_from_the_text() {
-        let text = "You are not authorized to perform this operation. User: arn:aws:iam::1:user/x is not authorized to \
-                    perform: ec2:DescribeInstances because no identity-based policy allows it";
-        assert_eq!(permission_in(text).as_deref(), Some("ec2:DescribeInstances"));
-        assert_eq!(permission_in("nothing"), None);
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;

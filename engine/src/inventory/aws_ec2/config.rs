@@ -335,7 +335,7 @@ impl Reader<'_> {
 
     fn expression(&mut self, node: &Node) -> Option<Expression> {
         let text = node.as_str()?;
-        if let Err(e) = template::references(text, node.span) {
+        if let Err(e) = template::check_expression(text, node.span) {
             self.out.push(e);
             return None;
         }

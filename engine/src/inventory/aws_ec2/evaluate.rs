@@ -142,7 +142,7 @@ impl Evaluator<'_> {
             self.builder.set_host_var(host, &full, var.clone());
             vars.insert(full, var);
         }
-        let base = Scope::of(vars);
+        let base = Scope::of(vars).with_lookups(crate::inventory::host_vars::lookups());
         // Composed variables do not see each other; groups see them all.
         let visible = base.with(self.extra.clone());
         let mut composed = Vars::new();

@@ -181,7 +181,7 @@ fn part(text: &str, span: Span, out: &mut Diagnostics) -> Result<Part, Diagnosti
         None => (text, None),
     };
     if let Some((expression, span)) = &filter {
-        template::references(expression, *span)?;
+        template::check_expression(expression, *span)?;
     }
     if let Some(tags) = word.strip_prefix("tag:") {
         let tags = tags.split(',').map(|tag| match tag.split_once('=') {

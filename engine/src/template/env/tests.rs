@@ -11,11 +11,20 @@ use super::{
     plain_args, with_named, wrong,
 };
 
+/// A name and its aliases.
+type Names = &'static [&'static str];
+
+/// What a test with one argument asks.
+type Compare = fn(&Value, &Value) -> bool;
+
 /// What a test asks, after its arguments were read.
 type Ask = fn(&Json, &mut filters::Args) -> Result<bool, String>;
 
+/// Names, parameters, the question.
+type Own = (Names, &'static [&'static str], Ask);
+
 /// Our own tests over plain values: names, parameters, the question.
-const OWN: &[(&[&str], &[&str], Ask)] = &[
+const OWN: &[Own] = &[
     (&["version", "version_compare"], &["version", "operator", "strict", "version_type"], version),
     (&["match"], &["pattern", "ignorecase", "multiline"], |v, a| filters::regex_test(v, a, "match")),
     (&["search"], &["pattern", "ignorecase", "multiline"], |v, a| filters::regex_test(v, a, "search")),
@@ -37,8 +46,11 @@ const OWN: &[(&[&str], &[&str], Ask)] = &[
     (&["abs"], &[], |v, _| text(v).map(|path| path.starts_with('/'))),
 ];
 
+/// A name and its question.
+type Simple = (&'static str, fn(&Value) -> bool);
+
 /// Tests of minijinja with one value and no argument.
-const SIMPLE: &[(&str, fn(&Value) -> bool)] = &[
+const SIMPLE: &[Simple] = &[
     ("none", builtin::is_none),
     ("boolean", builtin::is_boolean),
     ("number", builtin::is_number),
@@ -57,7 +69,7 @@ const SIMPLE: &[(&str, fn(&Value) -> bool)] = &[
 ];
 
 /// Tests of minijinja with one value and one argument.
-const COMPARING: &[(&[&str], fn(&Value, &Value) -> bool)] = &[
+const COMPARING: &[(Names, Compare)] = &[
     (&["eq", "equalto", "=="], builtin::is_eq),
     (&["ne", "!="], builtin::is_ne),
     (&["lt", "lessthan", "<"], builtin::is_lt),

@@ -232,6 +232,7 @@ pub(super) fn truthy(value: &Value) -> bool {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // the signature of the table
 fn type_debug(value: Value, _: &mut Args) -> Result<Value, String> {
     Ok(match value {
         Value::Null => "NoneType",

@@ -189,10 +189,7 @@ fn search(value: Value, args: &mut Args) -> Result<Value, String> {
         expand(&parts, &captures, &mut out);
         groups.push(Value::from(out));
     }
-    Ok(match groups.is_empty() {
-        true => captures.get(0).map_or("", |m| m.as_str()).into(),
-        false => groups.into(),
-    })
+    Ok(if groups.is_empty() { captures.get(0).map_or("", |m| m.as_str()).into() } else { groups.into() })
 }
 
 fn find_all(value: Value, args: &mut Args) -> Result<Value, String> {

@@ -1,0 +1,116 @@
+use std::io::Write as _;
+
+use anyhow::bail;
+use clap::Args as ClapArgs;
+use rollcall_engine::{
+    diag::suggest,
+    modules::{self, Definition},
+};
+
+use crate::exit::Exit;
+
+/// Explain a module: what it does, its arguments, an example.
+#[derive(Clone, Debug, ClapArgs)]
+pub(crate) struct Args {
+    /// The module; without one, all are listed.
+    pub(crate) module: Option<String>,
+    /// As Markdown: the page of the manual.
+    #[arg(long)]
+    pub(crate) markdown: bool,
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
+    let mut out = std::io::stdout().lock();
+    match &args.module {
+        Some(name) => {
+            let Some(definition) = modules::find(name) else {
+                bail!("there is no module '{name}'; {}", suggest(name, modules::names()).unwrap_or_default());
+            };
+            let text = if args.markdown { markdown(definition) } else { plain(definition) };
+            write!(out, "{text}")?;
+        }
+        None if args.markdown => write!(out, "{}", page())?,
+        None => {
+            for definition in modules::DEFINITIONS {
+                writeln!(out, "{:14} {}", definition.name, definition.summary)?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn plain(definition: &Definition) -> String {
+    let mut text = format!("{}: {}\n", definition.name, definition.summary);
+    if !definition.aliases.is_empty() {
+        text.push_str(&format!("also: {}\n", definition.aliases.join(", ")));
+    }
+    text.push_str("\nArguments:\n");
+    for arg in definition.args {
+        let mut about = (arg.kind)();
+        if arg.required {
+            about.push_str(", required");
+        }
+        if !arg.default.is_empty() {
+            about.push_str(&format!(", default {}", arg.default));
+        }
+        if !arg.aliases.is_empty() {
+            about.push_str(&format!(", also {}", arg.aliases.join(", ")));
+        }
+        text.push_str(&format!("  {} ({about})\n", arg.name));
+        for line in arg.doc.lines() {
+            text.push_str(&format!("      {}\n", line.trim()));
+        }
+    }
+    text.push_str(&format!("\nExample:\n{}\n", indent(definition.example.trim_end())));
+    text
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|l| format!("  {l}")).collect::<Vec<_>>().join("\n")
+}
+
+fn markdown(definition: &Definition) -> String {
+    let mut text = format!("## {}\n\n{}\n", definition.name, definition.summary);
+    if !definition.aliases.is_empty() {
+        text.push_str(&format!("\nAlso known as: {}.\n", definition.aliases.join(", ")));
+    }
+    if !definition.args.is_empty() {
+        text.push_str("\n| argument | kind | default | |\n| --- | --- | --- | --- |\n");
+    }
+    for arg in definition.args {
+        let default = if arg.required { "required".to_owned() } else { arg.default.replace('|', "\\|") };
+        let doc = arg.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace('|', "\\|");
+        let mut name = format!("`{}`", arg.name);
+        for alias in arg.aliases {
+            name.push_str(&format!(", `{alias}`"));
+        }
+        text.push_str(&format!("| {name} | {} | {default} | {} |\n", (arg.kind)().replace('|', "\\|"), doc.trim()));
+    }
+    text.push_str(&format!("\n```yaml\n{}\n```\n", definition.example.trim_end()));
+    text
+}
+
+/// The page `docs/modules.md`, made from the definitions.
+pub(crate) fn page() -> String {
+    let mut text = String::from(
+        "# Modules\n\n<!-- Made by `controller doc --markdown`; a test compares. -->\n\nEvery module plans first and \
+         changes only what differs; a second run says that nothing changed. Names may be written short, as \
+         `ansible.builtin.NAME`, or as one of the names below.\n",
+    );
+    for definition in modules::DEFINITIONS {
+        text.push('\n');
+        text.push_str(&markdown(definition));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_manuals_page_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/modules.md");
+        let there = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(there == super::page(), "run: controller doc --markdown > docs/modules.md");
+    }
+}

@@ -1,0 +1,12 @@
+//! One file per verb: its options, and `run`.
+
+pub(crate) mod completions;
+pub(crate) mod doc;
+pub(crate) mod exec;
+pub(crate) mod facts;
+pub(crate) mod init;
+pub(crate) mod inventory;
+pub(crate) mod plan;
+pub(crate) mod role;
+pub(crate) mod run;
+pub(crate) mod ssh;
