@@ -48,8 +48,7 @@ fn is_range(text: &str) -> bool {
 }
 
 fn is_ipv6(text: &str) -> bool {
-    text.contains(':')
-        && HEX_RANGE.as_ref().is_some_and(|r| r.replace_all(text, "0").parse::<Ipv6Addr>().is_ok())
+    text.contains(':') && HEX_RANGE.as_ref().is_some_and(|r| r.replace_all(text, "0").parse::<Ipv6Addr>().is_ok())
 }
 
 fn is_hostname(text: &str) -> bool {
@@ -100,8 +99,7 @@ fn range_items(range: &str) -> Result<Vec<String>, String> {
         return Err(format!("the range '[{range}]' has no end"));
     }
     let mut letters = (begin.chars(), end.chars());
-    if let (Some(from), None, Some(to), None) =
-        (letters.0.next(), letters.0.next(), letters.1.next(), letters.1.next())
+    if let (Some(from), None, Some(to), None) = (letters.0.next(), letters.0.next(), letters.1.next(), letters.1.next())
         && from.is_ascii_alphabetic()
         && to.is_ascii_alphabetic()
     {

@@ -61,14 +61,20 @@ impl<'a> Cache<'a> {
     /// Answers are good for that many seconds; 0: for ever.
     pub fn new(dir: &Path, query: &'a Query, seconds: u64) -> Self {
         // The environment chooses the account where the file does not.
-        let environment: Vec<Option<String>> =
-            ["AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_EC2", "AWS_REGION", "AWS_DEFAULT_REGION"]
-                .iter()
-                .map(|name| std::env::var(name).ok())
-                .collect();
+        let environment: Vec<Option<String>> = [
+            "AWS_PROFILE",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_EC2",
+            "AWS_REGION",
+            "AWS_DEFAULT_REGION",
+        ]
+        .iter()
+        .map(|name| std::env::var(name).ok())
+        .collect();
         let key = serde_json::to_vec(&(query, environment)).unwrap_or_default();
         let hash = Sha256::digest(&key);
-        let name: String = hash.iter().take(16).map(|b| format!("{b:02x}")).collect();
+        let name = hash.iter().take(16).fold(String::new(), |name, b| name + &format!("{b:02x}"));
         Self { path: dir.join(format!("aws_ec2-{name}.json")), query, seconds }
     }
 
@@ -79,8 +85,7 @@ impl<'a> Cache<'a> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(CacheError::Read { path: self.path.clone(), source }),
         };
-        let kept: Kept =
-            serde_json::from_slice(&bytes).map_err(|_| CacheError::Damaged { path: self.path.clone() })?;
+        let kept: Kept = serde_json::from_slice(&bytes).map_err(|_| CacheError::Damaged { path: self.path.clone() })?;
         let taken = SystemTime::UNIX_EPOCH + Duration::from_secs(kept.taken_at);
         // A clock that was set back makes the age unknown: ask again.
         let Ok(age) = SystemTime::now().duration_since(taken) else { return Ok(None) };
@@ -94,8 +99,7 @@ impl<'a> Cache<'a> {
         let failed = |source| CacheError::Write { path: self.path.clone(), source };
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let taken_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let kept =
-            Kept { version: VERSION, taken_at, query: self.query.clone(), instances: instances.to_vec() };
+        let kept = Kept { version: VERSION, taken_at, query: self.query.clone(), instances: instances.to_vec() };
         let text = serde_json::to_vec(&kept).map_err(|e| failed(e.into()))?;
         std::fs::create_dir_all(dir).map_err(failed)?;
         // A temporary file beside it, readable by the owner alone, takes its place at once.

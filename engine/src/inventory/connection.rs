@@ -93,8 +93,11 @@ impl Inventory {
         for name in ["ansible_host_key_checking", "ansible_ssh_host_key_checking"] {
             if vars.boolean(name)? == Some(false) {
                 let span = scope.get(name).map_or(Span::NONE, |v| v.origin);
-                return Err(Diagnostic::error(span, format!("'{name}' cannot be turned off: host keys are always checked"))
-                    .hint("run with --accept-new where hosts are new"));
+                return Err(Diagnostic::error(
+                    span,
+                    format!("'{name}' cannot be turned off: host keys are always checked"),
+                )
+                .hint("run with --accept-new where hosts are new"));
             }
         }
         let host_name = match vars.text(&["ansible_host", "ansible_ssh_host"])? {

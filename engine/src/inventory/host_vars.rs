@@ -18,17 +18,14 @@ impl Inventory {
     /// groups are shared. Not among them: the names of [`Inventory::magic_vars`], and `-e`.
     pub fn host_vars(&self, host: &Host) -> Vec<Arc<Vars>> {
         let mut layers: Vec<Arc<Vars>> = Vec::new();
-        for group in self.group_indices(host) {
+        for group in Self::group_indices(host) {
             layers.extend(self.groups[group].layers.iter().map(|(_, vars)| vars.clone()));
         }
-        for (all, beside) in [
-            (true, Beside::Inventory),
-            (true, Beside::Playbook),
-            (false, Beside::Inventory),
-            (false, Beside::Playbook),
-        ] {
+        for (all, beside) in
+            [(true, Beside::Inventory), (true, Beside::Playbook), (false, Beside::Inventory), (false, Beside::Playbook)]
+        {
             for dir in self.dirs.iter().filter(|d| d.beside == beside) {
-                for group in self.group_indices(host).filter(|g| Self::is_all(*g) == all) {
+                for group in Self::group_indices(host).filter(|g| Self::is_all(*g) == all) {
                     layers.extend(dir.groups.get(&group).into_iter().flatten().cloned());
                 }
             }

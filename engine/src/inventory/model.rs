@@ -155,7 +155,10 @@ impl Builder {
     pub fn add_child(&mut self, parent: usize, child: usize, span: Span) -> Result<(), Diagnostic> {
         if parent == child || self.ancestors(parent).contains(&child) {
             let (parent, child) = (&self.groups[parent].name, &self.groups[child].name);
-            return Err(Diagnostic::error(span, format!("group '{child}' cannot be a child of '{parent}': that closes a circle")));
+            return Err(Diagnostic::error(
+                span,
+                format!("group '{child}' cannot be a child of '{parent}': that closes a circle"),
+            ));
         }
         self.link(parent, child);
         Ok(())
@@ -337,11 +340,11 @@ fn mentions_hostvars(
         .chain(groups.values().flat_map(|g| g.layers.iter()))
         .map(|(_, vars)| vars.as_ref());
     let mut seen: HashSet<*const Node> = HashSet::new();
-    layers.chain(dirs.iter().flat_map(VarsDir::all)).chain([extra]).flat_map(|vars| vars.values()).any(|var| {
-        match &var.binding {
-            Binding::Raw(node) => seen.insert(Arc::as_ptr(node)) && node_mentions(node, "hostvars"),
-            _ => false,
-        }
+    layers.chain(dirs.iter().flat_map(VarsDir::all)).chain([extra]).flat_map(|vars| vars.values()).any(|var| match &var
+        .binding
+    {
+        Binding::Raw(node) => seen.insert(Arc::as_ptr(node)) && node_mentions(node, "hostvars"),
+        _ => false,
     })
 }
 
@@ -438,7 +441,7 @@ impl Inventory {
         found.extend(&self.groups[group].hosts);
     }
 
-    pub(super) fn group_indices<'a>(&'a self, host: &'a Host) -> impl DoubleEndedIterator<Item = usize> + 'a {
+    pub(super) fn group_indices(host: &Host) -> impl Iterator<Item = usize> + '_ {
         host.groups.iter().copied()
     }
 

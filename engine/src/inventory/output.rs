@@ -96,7 +96,8 @@ impl Inventory {
         let layers = self.host_vars(host);
         for (name, value) in scope_vars {
             let winner = layers.iter().rev().find_map(|layer| layer.get(&name));
-            let is_data = !self.extra.contains_key(&name) && winner.is_some_and(|v| matches!(v.binding, Binding::Data(_)));
+            let is_data =
+                !self.extra.contains_key(&name) && winner.is_some_and(|v| matches!(v.binding, Binding::Data(_)));
             marked.insert(name, if is_data { mark(value) } else { value });
         }
         Value::Object(marked)

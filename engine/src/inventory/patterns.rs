@@ -226,7 +226,9 @@ impl Inventory {
             return Ok(IndexSet::from([host]));
         }
         let found = self.matches(&term.name)?;
-        if !found.known && !(term.action == Action::Remove && is_glob(&term.name)) {
+        // A glob that takes nothing away does no harm; a name that nobody has is a misprint.
+        let harmless = term.action == Action::Remove && is_glob(&term.name);
+        if !(found.known || harmless) {
             return Err(self.unknown(term));
         }
         let whole = found.hosts.len();

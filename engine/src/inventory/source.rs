@@ -181,9 +181,10 @@ fn file(path: &Path, options: &Options, out: &mut Diagnostics) -> Result<Option<
         return Err(convert(path, id, "INI inventories are not read"));
     }
     let node = yaml::parse(&options.sources, id)?;
-    let named_ec2 = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| {
-        n.ends_with("aws_ec2.yml") || n.ends_with("aws_ec2.yaml")
-    });
+    let named_ec2 = path
+        .file_name()
+        .and_then(|n| n.to_str())
+        .is_some_and(|n| n.ends_with("aws_ec2.yml") || n.ends_with("aws_ec2.yaml"));
     match node.get("plugin") {
         Some(plugin) => match plugin.as_str() {
             Some("aws_ec2" | "amazon.aws.aws_ec2") => {}

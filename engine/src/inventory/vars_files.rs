@@ -177,8 +177,9 @@ fn read_file(path: &Path, layer: Layer, sources: &Sources, out: &mut Diagnostics
     for (key, value) in entries {
         if key.name == "ansible_group_priority" {
             out.push(
-                Diagnostic::warning(key.span, "'ansible_group_priority' has no effect in a file of variables")
-                    .hint("give it under 'vars:' of the group in the inventory file: it decides how these files are merged"),
+                Diagnostic::warning(key.span, "'ansible_group_priority' has no effect in a file of variables").hint(
+                    "give it under 'vars:' of the group in the inventory file: it decides how these files are merged",
+                ),
             );
             continue;
         }
@@ -190,8 +191,11 @@ fn read_file(path: &Path, layer: Layer, sources: &Sources, out: &mut Diagnostics
 /// A file of variables: a mapping, or nothing.
 pub(super) fn parse_vars_file(sources: &Sources, file: crate::diag::FileId) -> Result<Node, Diagnostic> {
     if sources.get(file).is_some_and(|s| s.text.starts_with("$ANSIBLE_VAULT;")) {
-        return Err(Diagnostic::error(Span { file, line: 1, column: 1 }, "files encrypted by Ansible Vault are not read")
-            .hint("keep secrets in the secrets store, or decrypt the file: ansible-vault decrypt FILE"));
+        return Err(Diagnostic::error(
+            Span { file, line: 1, column: 1 },
+            "files encrypted by Ansible Vault are not read",
+        )
+        .hint("keep secrets in the secrets store, or decrypt the file: ansible-vault decrypt FILE"));
     }
     let node = yaml::parse(sources, file)?;
     if !node.is_null() {

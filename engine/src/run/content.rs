@@ -175,9 +175,10 @@ impl Runner<'_> {
             Action::IncludeRole { tasks, .. } => Ok(Arc::new(tasks.clone())),
             Action::IncludeTasks { file, search, .. } => {
                 let wanted = text(file, scope, "a file's name")?;
-                let files = &self.context.bundle.task_files;
-                let found = search.iter().find_map(|dir| files.get(&dir.join(&wanted)));
-                found.cloned().ok_or_else(|| missing(task, "task file", &wanted, files))
+                let bundle = &self.context.bundle;
+                let found = search.iter().map(|dir| dir.join(&wanted)).find(|p| bundle.task_files.contains_key(p));
+                let items = found.and_then(|path| bundle.included(task, &path));
+                items.map(Arc::new).ok_or_else(|| missing(task, "task file", &wanted, &bundle.task_files))
             }
             _ => Ok(Arc::default()),
         }

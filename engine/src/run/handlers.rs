@@ -89,10 +89,17 @@ impl Runner<'_> {
         let mut out: Vec<Handler> = Vec::new();
         for node in &task.notify {
             let wanted = text(node, scope, "a handler's name")?;
-            let named = handlers.iter().find(|h| {
+            let is = |h: &&Handler| {
                 let (name, role) = self.key(h);
                 name == wanted || role.is_some_and(|role| format!("{role} : {name}") == wanted)
-            });
+            };
+            // The play's own wins, then the one of this use of the role.
+            let named = handlers
+                .iter()
+                .filter(|h| h.task.role.is_none())
+                .find(is)
+                .or_else(|| handlers.iter().filter(|h| h.task.role == task.role).find(is))
+                .or_else(|| handlers.iter().find(is));
             let found: Vec<&Handler> =
                 named.into_iter().chain(handlers.iter().filter(|h| h.listen.contains(&wanted))).collect();
             if found.is_empty() {

@@ -48,6 +48,10 @@ fn playbook_dir(context: &Context) -> String {
     if dir.is_empty() { ".".to_owned() } else { dir }
 }
 
+fn is_include(vars: &Vars) -> bool {
+    vars.values().next().is_some_and(|v| v.layer == Layer::IncludeParams)
+}
+
 /// The layers that are the same for all tasks of a play on this host, up to the role's.
 pub(super) fn facts_layer(facts: &Arc<Value>) -> Vars {
     Vars::from_iter([(
@@ -71,9 +75,11 @@ impl Layers<'_> {
         late: &[Arc<Vars>],
         include_params: &[Arc<Vars>],
     ) -> Scope {
-        let chain = role_chain(&self.context.bundle, role);
+        let bundle = &self.context.bundle;
+        let chain = role_chain(bundle, role);
+        let public: Vec<&Role> = self.play.public.iter().filter_map(|id| bundle.roles.get(id.0 as usize)).collect();
         let mut scope = Scope::new();
-        for role in &chain {
+        for role in public.iter().chain(&chain) {
             scope = scope.with(Arc::clone(&role.defaults));
         }
         for layer in &self.context.init.vars {
@@ -81,10 +87,12 @@ impl Layers<'_> {
         }
         scope = scope.with(facts_layer(&self.context.facts));
         scope = scope.with(Arc::clone(&self.play.vars)).with(Arc::clone(&self.play.vars_files));
-        for role in &chain {
+        for role in public.iter().chain(&chain) {
             scope = scope.with(Arc::clone(&role.vars));
         }
-        for layer in task_vars.iter().chain(late) {
+        // Variables of an include beat `set_fact`; those of tasks and blocks do not.
+        let (params, own): (Vec<_>, Vec<_>) = task_vars.iter().partition(|v| is_include(v));
+        for layer in own.into_iter().chain(late).chain(params) {
             scope = scope.with(Arc::clone(layer));
         }
         for role in &chain {

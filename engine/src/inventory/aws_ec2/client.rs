@@ -48,8 +48,7 @@ async fn discover_with(config: &SdkConfig, query: &Query) -> Result<Found, Ec2Er
     let account = Arc::new(query.account.clone());
     for region in &regions {
         let client = client(config, region);
-        for (set, excluded) in
-            include.iter().map(|set| (set, false)).chain(query.exclude.iter().map(|set| (set, true)))
+        for (set, excluded) in include.iter().map(|set| (set, false)).chain(query.exclude.iter().map(|set| (set, true)))
         {
             let (client, region, set, account) = (client.clone(), region.clone(), set.clone(), account.clone());
             tasks.spawn(async move {
@@ -114,8 +113,7 @@ async fn sdk_config(account: &Account, call: &str) -> Result<SdkConfig, Ec2Error
         .with_max_backoff(MAX_BACKOFF);
     let timeouts =
         TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build();
-    let mut loader =
-        aws_config::defaults(BehaviorVersion::latest()).retry_config(retry).timeout_config(timeouts);
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).retry_config(retry).timeout_config(timeouts);
     if let Some(profile) = &account.profile {
         loader = loader.profile_name(profile);
     }
@@ -123,11 +121,8 @@ async fn sdk_config(account: &Account, call: &str) -> Result<SdkConfig, Ec2Error
         loader = loader.endpoint_url(url);
     }
     let mut config = loader.load().await;
-    let missing = |reason: String| Ec2Error::NoCredentials {
-        call: call.to_owned(),
-        account: account.to_string(),
-        reason,
-    };
+    let missing =
+        |reason: String| Ec2Error::NoCredentials { call: call.to_owned(), account: account.to_string(), reason };
     let provider = config.credentials_provider().ok_or_else(|| missing("nothing provides them".into()))?;
     provider.provide_credentials().await.map_err(|e| missing(no_credentials(&e)))?;
     if let Some(role) = &account.assume_role_arn {
@@ -163,8 +158,7 @@ async fn all_regions(config: &SdkConfig, account: &Account) -> Result<Vec<String
         .send()
         .await
         .map_err(|e| failed("DescribeRegions", &first, account, &e))?;
-    let mut regions: Vec<String> =
-        answer.regions().iter().filter_map(|r| r.region_name()).map(str::to_owned).collect();
+    let mut regions: Vec<String> = answer.regions().iter().filter_map(|r| r.region_name()).map(str::to_owned).collect();
     regions.sort();
     Ok(regions)
 }
@@ -186,15 +180,12 @@ async fn describe(
         }
         filters.push(living.build());
     }
-    let mut pages =
-        client.describe_instances().set_filters(Some(filters)).into_paginator().page_size(1000).send();
+    let mut pages = client.describe_instances().set_filters(Some(filters)).into_paginator().page_size(1000).send();
     let mut instances = Vec::new();
     while let Some(page) = pages.next().await {
         let page = page.map_err(|e| failed("DescribeInstances", region, account, &e))?;
         for reservation in page.reservations() {
-            instances.extend(
-                reservation.instances().iter().filter_map(|i| from_sdk(i, reservation, region)),
-            );
+            instances.extend(reservation.instances().iter().filter_map(|i| from_sdk(i, reservation, region)));
         }
     }
     Ok(instances)
@@ -222,10 +213,15 @@ where
             let permission = permission_in(&message).unwrap_or_else(|| format!("ec2:{call}"));
             Ec2Error::Denied { permission, call, region, account: name, message }
         }
-        "RequestExpired" | "ExpiredToken" | "ExpiredTokenException" | "AuthFailure" | "InvalidClientTokenId"
-        | "UnrecognizedClientException" | "SignatureDoesNotMatch" | "IncompleteSignature" | "OptInRequired" => {
-            Ec2Error::Refused { call, region, account: name, code, message }
-        }
+        "RequestExpired"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "AuthFailure"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "OptInRequired" => Ec2Error::Refused { call, region, account: name, code, message },
         "RequestLimitExceeded" | "Throttling" | "ThrottlingException" | "TooManyRequestsException" => {
             Ec2Error::Throttled { call, region, account: name, attempts: ATTEMPTS }
         }
@@ -391,9 +387,7 @@ fn identity(i: &types::Instance, attributes: Attributes) -> Attributes {
         .text("public_dns_name", i.public_dns_name())
         .text("public_ip_address", i.public_ip_address())
         .map("state", i.state(), |s| {
-            Attributes::default()
-                .number("code", s.code())
-                .text("name", s.name().map(types::InstanceStateName::as_str))
+            Attributes::default().number("code", s.code()).text("name", s.name().map(types::InstanceStateName::as_str))
         })
         .map("state_reason", i.state_reason(), |r| {
             Attributes::default().text("code", r.code()).text("message", r.message())
@@ -410,9 +404,7 @@ fn hardware(i: &types::Instance, attributes: Attributes) -> Attributes {
         .text("boot_mode", i.boot_mode().map(types::BootModeValues::as_str))
         .text("capacity_reservation_id", i.capacity_reservation_id())
         .map("cpu_options", i.cpu_options(), |c| {
-            Attributes::default()
-                .number("core_count", c.core_count())
-                .number("threads_per_core", c.threads_per_core())
+            Attributes::default().number("core_count", c.core_count()).number("threads_per_core", c.threads_per_core())
         })
         .text("current_instance_boot_mode", i.current_instance_boot_mode().map(types::InstanceBootModeValues::as_str))
         .flag("ebs_optimized", i.ebs_optimized())
@@ -430,7 +422,10 @@ fn hardware(i: &types::Instance, attributes: Attributes) -> Attributes {
                 .text("http_protocol_ipv6", m.http_protocol_ipv6().map(types::InstanceMetadataProtocolState::as_str))
                 .number("http_put_response_hop_limit", m.http_put_response_hop_limit())
                 .text("http_tokens", m.http_tokens().map(types::HttpTokensState::as_str))
-                .text("instance_metadata_tags", m.instance_metadata_tags().map(types::InstanceMetadataTagsState::as_str))
+                .text(
+                    "instance_metadata_tags",
+                    m.instance_metadata_tags().map(types::InstanceMetadataTagsState::as_str),
+                )
         })
         .map("monitoring", i.monitoring(), |m| {
             Attributes::default().text("state", m.state().map(types::MonitoringState::as_str))

@@ -62,9 +62,16 @@ pub struct Config {
 
 /// Keys of the plugin that are not taken, and why.
 const REFUSED: &[(&str, &str)] = &[
-    ("aws_access_key", KEYS), ("aws_access_key_id", KEYS), ("access_key", KEYS), ("aws_secret_key", KEYS),
-    ("aws_secret_access_key", KEYS), ("secret_key", KEYS), ("aws_session_token", KEYS), ("session_token", KEYS),
-    ("aws_security_token", KEYS), ("security_token", KEYS),
+    ("aws_access_key", KEYS),
+    ("aws_access_key_id", KEYS),
+    ("access_key", KEYS),
+    ("aws_secret_key", KEYS),
+    ("aws_secret_access_key", KEYS),
+    ("secret_key", KEYS),
+    ("aws_session_token", KEYS),
+    ("session_token", KEYS),
+    ("aws_security_token", KEYS),
+    ("security_token", KEYS),
     ("use_contrib_script_compatible_sanitization", "such group names cannot be used in patterns; write the new names"),
     ("use_contrib_script_compatible_ec2_tag_keys", "use tags.NAME instead of ec2_tag_NAME"),
     ("use_ssm_inventory", "Systems Manager is not asked; facts come from the agent"),
@@ -77,7 +84,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("aws_config", "set timeouts and proxies in the AWS configuration file"),
     ("debug_botocore_endpoint_logs", "use -vvv"),
 ];
-const KEYS: &str = "keys do not belong into a file: put them into a profile (aws configure --profile NAME) and write profile: NAME";
+const KEYS: &str =
+    "keys do not belong into a file: put them into a profile (aws configure --profile NAME) and write profile: NAME";
 
 impl Config {
     /// Reads a file's tree; with the warnings. All errors come together. `scope` serves the expressions in `profile`,
@@ -315,22 +323,42 @@ impl Reader<'_> {
     }
 
     fn check_filter(&mut self, key: &Key) {
-        let extra = ["tag-key", "tag-value", "metadata-options.http-tokens", "metadata-options.http-endpoint",
-            "group-id", "group-name", "capacity-reservation-id", "hibernation-options.configured", "outpost-arn",
-            "network-interface.requester-id", "network-interface.requester-managed", "current-instance-boot-mode",
-            "boot-mode", "platform-details", "instance-profile-id", "iam-instance-profile.id", "iam-instance-profile.name",
-            "ipv6-address", "enclave-options.enabled", "network-interface.ipv6-address", "tpm-support"];
+        let extra = [
+            "tag-key",
+            "tag-value",
+            "metadata-options.http-tokens",
+            "metadata-options.http-endpoint",
+            "group-id",
+            "group-name",
+            "capacity-reservation-id",
+            "hibernation-options.configured",
+            "outpost-arn",
+            "network-interface.requester-id",
+            "network-interface.requester-managed",
+            "current-instance-boot-mode",
+            "boot-mode",
+            "platform-details",
+            "instance-profile-id",
+            "iam-instance-profile.id",
+            "iam-instance-profile.name",
+            "ipv6-address",
+            "enclave-options.enabled",
+            "network-interface.ipv6-address",
+            "tpm-support",
+        ];
         let known = || hostnames::ATTRIBUTES.iter().map(|(name, _)| *name).chain(extra);
         if key.name.starts_with("tag:") || known().any(|name| name == key.name) {
             return;
         }
         // AWS adds filters over time, so an unknown one may be right.
         let warning = Diagnostic::warning(key.span, format!("'{}' is no filter that we know", key.name));
-        self.out.push(match (key.name.strip_prefix("tag-").or(key.name.strip_prefix("tag_")), nearest(&key.name, known())) {
-            (Some(tag), _) => warning.hint(format!("did you mean 'tag:{tag}'?")),
-            (None, Some(near)) => warning.hint(format!("did you mean '{near}'?")),
-            (None, None) => warning,
-        });
+        self.out.push(
+            match (key.name.strip_prefix("tag-").or(key.name.strip_prefix("tag_")), nearest(&key.name, known())) {
+                (Some(tag), _) => warning.hint(format!("did you mean 'tag:{tag}'?")),
+                (None, Some(near)) => warning.hint(format!("did you mean '{near}'?")),
+                (None, None) => warning,
+            },
+        );
     }
 
     fn expression(&mut self, node: &Node) -> Option<Expression> {
@@ -349,8 +377,11 @@ impl Reader<'_> {
                 found.extend(self.expression(value).map(|e| (key.clone(), e)));
             } else {
                 self.out.push(
-                    Diagnostic::warning(value.span, format!("'{}' is not set: {} is no expression", key.name, value.describe()))
-                        .hint("write the expression in quotes: '22', \"'text'\""),
+                    Diagnostic::warning(
+                        value.span,
+                        format!("'{}' is not set: {} is no expression", key.name, value.describe()),
+                    )
+                    .hint("write the expression in quotes: '22', \"'text'\""),
                 );
             }
         }
@@ -407,8 +438,11 @@ impl Reader<'_> {
         let trailing = fields.take("trailing_separator");
         fields.finish(&mut self.out);
         if let (Some(default), Some(trailing)) = (default_value, trailing) {
-            return Err(Diagnostic::error(trailing.span, "'trailing_separator' and 'default_value' exclude each other")
-                .note(default.span, "the other one is here"));
+            return Err(Diagnostic::error(
+                trailing.span,
+                "'trailing_separator' and 'default_value' exclude each other",
+            )
+            .note(default.span, "the other one is here"));
         }
         let trailing_separator = self.boolean(trailing, true);
         Ok(self.expression(key).map(|key| KeyedGroup {

@@ -127,9 +127,11 @@ fn report(strict: bool, span: Span, failure: &Failure, hosts: usize) -> Diagnost
         "{} cannot be evaluated for {} of {hosts} host(s), first for '{}': {}",
         failure.what, failure.count, failure.first_host, failure.first_error.message
     );
-    let hint = failure.first_error.hint.clone().unwrap_or_else(|| {
-        "where an instance may lack a tag, write tags.NAME | default('')".to_owned()
-    });
+    let hint = failure
+        .first_error
+        .hint
+        .clone()
+        .unwrap_or_else(|| "where an instance may lack a tag, write tags.NAME | default('')".to_owned());
     Diagnostic { severity, ..Diagnostic::error(span, message).hint(hint) }
 }
 
@@ -220,17 +222,11 @@ impl Evaluator<'_> {
             );
             return;
         };
-        let parent = match self.parent(keyed, name, scope) {
-            Ok(parent) => parent,
-            Err(()) => return,
-        };
+        let Ok(parent) = self.parent(keyed, name, scope) else { return };
         let prefix = pytext::text(&keyed.prefix);
         let bare_prefix = keyed.prefix == Value::String(String::new());
-        let separator = if bare_prefix && !self.config.leading_separator {
-            String::new()
-        } else {
-            pytext::text(&keyed.separator)
-        };
+        let separator =
+            if bare_prefix && !self.config.leading_separator { String::new() } else { pytext::text(&keyed.separator) };
         for bare in bare {
             let group = self.builder.add_group(&group_name(&format!("{prefix}{separator}{bare}")));
             self.builder.add_host(name, group);
@@ -266,15 +262,12 @@ impl Evaluator<'_> {
     }
 
     fn fail(&mut self, span: Span, what: &str, host: &str, error: Diagnostic) {
-        self.failures
-            .entry(span)
-            .and_modify(|f| f.count += 1)
-            .or_insert_with(|| Failure {
-                what: what.to_owned(),
-                count: 1,
-                first_host: host.to_owned(),
-                first_error: error,
-            });
+        self.failures.entry(span).and_modify(|f| f.count += 1).or_insert_with(|| Failure {
+            what: what.to_owned(),
+            count: 1,
+            first_host: host.to_owned(),
+            first_error: error,
+        });
     }
 }
 
@@ -300,9 +293,11 @@ fn bare_names(keyed: &KeyedGroup, key: &Value, use_default: bool) -> Option<Vec<
         Value::Array(items) => Some(
             items
                 .iter()
-                .map(|item| {
-                    if is_empty(item) && keyed.default_value.is_some() { default() } else { pytext::text(item) }
-                })
+                .map(
+                    |item| {
+                        if is_empty(item) && keyed.default_value.is_some() { default() } else { pytext::text(item) }
+                    },
+                )
                 .collect(),
         ),
         Value::Object(map) => {

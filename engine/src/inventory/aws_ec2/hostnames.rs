@@ -58,7 +58,10 @@ pub(super) const ATTRIBUTES: &[(&str, &[&str])] = &[
     ("network-interface.attachment.device-index", &["network_interfaces", "attachment", "device_index"]),
     ("network-interface.attachment.status", &["network_interfaces", "attachment", "status"]),
     ("network-interface.attachment.attach-time", &["network_interfaces", "attachment", "attach_time"]),
-    ("network-interface.attachment.delete-on-termination", &["network_interfaces", "attachment", "delete_on_termination"]),
+    (
+        "network-interface.attachment.delete-on-termination",
+        &["network_interfaces", "attachment", "delete_on_termination"],
+    ),
     ("network-interface.availability-zone", &["placement", "availability_zone"]),
     ("network-interface.description", &["network_interfaces", "description"]),
     ("network-interface.group-id", &["network_interfaces", "groups", "group_id"]),
@@ -246,8 +249,7 @@ impl Part {
         let value = match &self.filter {
             None => raw,
             Some((expression, span)) => {
-                let scope =
-                    Scope::of(Vars::from([("value".to_owned(), Var::data(raw, Layer::InventoryHost))]));
+                let scope = Scope::of(Vars::from([("value".to_owned(), Var::data(raw, Layer::InventoryHost))]));
                 match template::eval(expression, *span, &scope) {
                     Ok(value) => value,
                     // A filter that cannot take this value gives no name, and the next entry is asked.

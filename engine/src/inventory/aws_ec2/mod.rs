@@ -12,9 +12,9 @@ mod query;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-pub use config::Config;
 #[cfg(feature = "ec2")]
 pub use client::{console_output, discover};
+pub use config::Config;
 #[cfg(not(feature = "ec2"))]
 pub use query::discover;
 pub use query::{Account, Ec2Error, FilterSet, Found, Instance, Query};

@@ -199,7 +199,6 @@ impl std::fmt::Display for Account {
 
 /// Finds instances: the same code for inventory files and for an agent that looks for its peers.
 #[cfg(not(feature = "ec2"))]
-#[expect(clippy::unused_async, reason = "the signature of the build that knows EC2")]
 pub async fn discover(_query: &Query) -> Result<Found, Ec2Error> {
     Err(Ec2Error::NotBuilt)
 }

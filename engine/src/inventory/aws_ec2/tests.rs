@@ -126,7 +126,10 @@ keyed_groups:
     let messages: Vec<&str> = found.warnings.iter().map(|w| w.message.as_str()).collect();
     assert_eq!(messages.len(), 2, "{messages:?}");
     assert!(messages[0].starts_with("variable 'twice' cannot be evaluated for 4 of 4 host(s), first for 'consul-1': "));
-    assert!(messages[1].starts_with("the condition of group 'consul' cannot be evaluated for 1 of 4 host(s), first for 'jump': "));
+    assert!(
+        messages[1]
+            .starts_with("the condition of group 'consul' cannot be evaluated for 1 of 4 host(s), first for 'jump': ")
+    );
 }
 
 #[test]
@@ -232,23 +235,74 @@ strict_permissions: no
 #[test]
 fn bad_files_are_refused_with_their_place() {
     let cases: &[(&str, &str)] = &[
-        ("plugin: aws_ec2\nfiltres:\n  tag:x: y\n", "error: unknown key 'filtres' in an aws_ec2 inventory\n  --> aws_ec2.yaml:2:1\n   |\n 2 | filtres:\n   | ^\n  hint: did you mean 'filters'?\n"),
-        ("region: eu-west-1\n", "error: unknown key 'region' in an aws_ec2 inventory\n  --> aws_ec2.yaml:1:1\n   |\n 1 | region: eu-west-1\n   | ^\n  hint: did you mean 'regions'?\n"),
-        ("keyed_groups: [{keyy: x}]\n", "error: keyed group needs 'key'\n  --> aws_ec2.yaml:1:16\n   |\n 1 | keyed_groups: [{keyy: x}]\n   |                ^\n"),
-        ("keyed_groups: [{key: x, seperator: ''}]\n", "error: unknown key 'seperator' in a keyed group\n  --> aws_ec2.yaml:1:25\n   |\n 1 | keyed_groups: [{key: x, seperator: ''}]\n   |                         ^\n  hint: did you mean 'separator'?\n"),
-        ("keyed_groups: {key: x}\n", "error: expected a list, found a mapping\n  --> aws_ec2.yaml:1:15\n   |\n 1 | keyed_groups: {key: x}\n   |               ^\n  hint: write a list: [{key: tags.Role, prefix: role}]\n"),
-        ("hostnames: [private_ip_address]\n", "error: 'private_ip_address' is no attribute of an instance\n  --> aws_ec2.yaml:1:13\n   |\n 1 | hostnames: [private_ip_address]\n   |             ^\n  note: an unknown word would be the name of every instance\n  hint: did you mean 'private-ip-address'?\n"),
-        ("aws_access_key: AKIA\n", "error: 'aws_access_key' is not taken here\n  --> aws_ec2.yaml:1:1\n   |\n 1 | aws_access_key: AKIA\n   | ^\n  hint: keys do not belong into a file: put them into a profile (aws configure --profile NAME) and write profile: NAME\n"),
-        ("use_contrib_script_compatible_sanitization: true\n", "error: 'use_contrib_script_compatible_sanitization' is not taken here\n  --> aws_ec2.yaml:1:1\n   |\n 1 | use_contrib_script_compatible_sanitization: true\n   | ^\n  hint: such group names cannot be used in patterns; write the new names\n"),
-        ("filters: [a]\n", "error: expected a mapping, found a list\n  --> aws_ec2.yaml:1:10\n   |\n 1 | filters: [a]\n   |          ^\n  hint: filters are a mapping: {tag:Role: web, instance-state-name: running}\n"),
-        ("filters: {'tag:x': }\n", "error: filter 'tag:x' needs a text or a list of texts\n  --> aws_ec2.yaml:1:18\n   |\n 1 | filters: {'tag:x': }\n   |                  ^\n  hint: to ask for any value of a tag, write tag-key: NAME\n"),
-        ("filters: {'tag:x': []}\n", "error: filter 'tag:x' has no value\n  --> aws_ec2.yaml:1:20\n   |\n 1 | filters: {'tag:x': []}\n   |                    ^\n"),
-        ("groups: {web: [a]}\n", "error: expected a condition (an expression that gives true or false), found a list\n  --> aws_ec2.yaml:1:15\n   |\n 1 | groups: {web: [a]}\n   |               ^\n"),
-        ("regions: {a: 1}\n", "error: expected a list of regions, found a mapping\n  --> aws_ec2.yaml:1:10\n   |\n 1 | regions: {a: 1}\n   |          ^\n"),
-        ("strict: maybe\n", "error: expected true or false, found a string\n  --> aws_ec2.yaml:1:9\n   |\n 1 | strict: maybe\n   |         ^\n"),
-        ("profile: a\naws_profile: b\n", "error: 'aws_profile' and 'profile' say the same thing\n  --> aws_ec2.yaml:2:14\n   |\n 2 | aws_profile: b\n   |              ^\n  note: the other one is here (aws_ec2.yaml:1:10)\n"),
-        ("cache_timeout: soon\n", "error: expected a number of seconds, found a string\n  --> aws_ec2.yaml:1:16\n   |\n 1 | cache_timeout: soon\n   |                ^\n"),
-        ("cache_plugin: redis\n", "error: the cache is always kept in files\n  --> aws_ec2.yaml:1:15\n   |\n 1 | cache_plugin: redis\n   |               ^\n  hint: leave 'cache_plugin' out, or write jsonfile\n"),
+        (
+            "plugin: aws_ec2\nfiltres:\n  tag:x: y\n",
+            "error: unknown key 'filtres' in an aws_ec2 inventory\n  --> aws_ec2.yaml:2:1\n   |\n 2 | filtres:\n   | ^\n  hint: did you mean 'filters'?\n",
+        ),
+        (
+            "region: eu-west-1\n",
+            "error: unknown key 'region' in an aws_ec2 inventory\n  --> aws_ec2.yaml:1:1\n   |\n 1 | region: eu-west-1\n   | ^\n  hint: did you mean 'regions'?\n",
+        ),
+        (
+            "keyed_groups: [{keyy: x}]\n",
+            "error: keyed group needs 'key'\n  --> aws_ec2.yaml:1:16\n   |\n 1 | keyed_groups: [{keyy: x}]\n   |                ^\n",
+        ),
+        (
+            "keyed_groups: [{key: x, seperator: ''}]\n",
+            "error: unknown key 'seperator' in a keyed group\n  --> aws_ec2.yaml:1:25\n   |\n 1 | keyed_groups: [{key: x, seperator: ''}]\n   |                         ^\n  hint: did you mean 'separator'?\n",
+        ),
+        (
+            "keyed_groups: {key: x}\n",
+            "error: expected a list, found a mapping\n  --> aws_ec2.yaml:1:15\n   |\n 1 | keyed_groups: {key: x}\n   |               ^\n  hint: write a list: [{key: tags.Role, prefix: role}]\n",
+        ),
+        (
+            "hostnames: [private_ip_address]\n",
+            "error: 'private_ip_address' is no attribute of an instance\n  --> aws_ec2.yaml:1:13\n   |\n 1 | hostnames: [private_ip_address]\n   |             ^\n  note: an unknown word would be the name of every instance\n  hint: did you mean 'private-ip-address'?\n",
+        ),
+        (
+            "aws_access_key: AKIA\n",
+            "error: 'aws_access_key' is not taken here\n  --> aws_ec2.yaml:1:1\n   |\n 1 | aws_access_key: AKIA\n   | ^\n  hint: keys do not belong into a file: put them into a profile (aws configure --profile NAME) and write profile: NAME\n",
+        ),
+        (
+            "use_contrib_script_compatible_sanitization: true\n",
+            "error: 'use_contrib_script_compatible_sanitization' is not taken here\n  --> aws_ec2.yaml:1:1\n   |\n 1 | use_contrib_script_compatible_sanitization: true\n   | ^\n  hint: such group names cannot be used in patterns; write the new names\n",
+        ),
+        (
+            "filters: [a]\n",
+            "error: expected a mapping, found a list\n  --> aws_ec2.yaml:1:10\n   |\n 1 | filters: [a]\n   |          ^\n  hint: filters are a mapping: {tag:Role: web, instance-state-name: running}\n",
+        ),
+        (
+            "filters: {'tag:x': }\n",
+            "error: filter 'tag:x' needs a text or a list of texts\n  --> aws_ec2.yaml:1:18\n   |\n 1 | filters: {'tag:x': }\n   |                  ^\n  hint: to ask for any value of a tag, write tag-key: NAME\n",
+        ),
+        (
+            "filters: {'tag:x': []}\n",
+            "error: filter 'tag:x' has no value\n  --> aws_ec2.yaml:1:20\n   |\n 1 | filters: {'tag:x': []}\n   |                    ^\n",
+        ),
+        (
+            "groups: {web: [a]}\n",
+            "error: expected a condition (an expression that gives true or false), found a list\n  --> aws_ec2.yaml:1:15\n   |\n 1 | groups: {web: [a]}\n   |               ^\n",
+        ),
+        (
+            "regions: {a: 1}\n",
+            "error: expected a list of regions, found a mapping\n  --> aws_ec2.yaml:1:10\n   |\n 1 | regions: {a: 1}\n   |          ^\n",
+        ),
+        (
+            "strict: maybe\n",
+            "error: expected true or false, found a string\n  --> aws_ec2.yaml:1:9\n   |\n 1 | strict: maybe\n   |         ^\n",
+        ),
+        (
+            "profile: a\naws_profile: b\n",
+            "error: 'aws_profile' and 'profile' say the same thing\n  --> aws_ec2.yaml:2:14\n   |\n 2 | aws_profile: b\n   |              ^\n  note: the other one is here (aws_ec2.yaml:1:10)\n",
+        ),
+        (
+            "cache_timeout: soon\n",
+            "error: expected a number of seconds, found a string\n  --> aws_ec2.yaml:1:16\n   |\n 1 | cache_timeout: soon\n   |                ^\n",
+        ),
+        (
+            "cache_plugin: redis\n",
+            "error: the cache is always kept in files\n  --> aws_ec2.yaml:1:15\n   |\n 1 | cache_plugin: redis\n   |               ^\n  hint: leave 'cache_plugin' out, or write jsonfile\n",
+        ),
     ];
     for (text, expected) in cases {
         let (sources, config) = read(text);
@@ -259,15 +313,26 @@ fn bad_files_are_refused_with_their_place() {
 
 #[test]
 fn wrong_expressions_are_errors_at_once() {
-    for text in ["compose: {a: 'x ='}\n", "groups: {a: 'x ==='}\n", "keyed_groups: [{key: 'a | nofilter'}]\n", "hostnames: ['tag:Name | nofilter']\n"] {
+    for text in [
+        "compose: {a: 'x ='}\n",
+        "groups: {a: 'x ==='}\n",
+        "keyed_groups: [{key: 'a | nofilter'}]\n",
+        "hostnames: ['tag:Name | nofilter']\n",
+    ] {
         let (_, config) = read(text);
         let errors = config.expect_err(text);
         assert!(errors.has_errors() && errors.0[0].span.line == 1, "{text}: {errors:?}");
     }
     let strict = evaluate("strict: true\nhostnames: [tag:Name]\ncompose: {a: tags.Nope}\n", fleet()).unwrap_err();
-    assert!(strict.starts_with("error: variable 'a' cannot be evaluated for 4 of 4 host(s), first for 'consul-1': "), "{strict}");
+    assert!(
+        strict.starts_with("error: variable 'a' cannot be evaluated for 4 of 4 host(s), first for 'consul-1': "),
+        "{strict}"
+    );
     let number = evaluate("hostnames: [tag:Name]\nkeyed_groups: [{key: ami_launch_index + 1}]\n", fleet()).unwrap_err();
-    assert!(number.starts_with("error: a keyed group needs a text, a list or a mapping; for 'consul-1' this gives 1\n"), "{number}");
+    assert!(
+        number.starts_with("error: a keyed group needs a text, a list or a mapping; for 'consul-1' this gives 1\n"),
+        "{number}"
+    );
     let unquoted = evaluate("hostnames: [tag:Name]\ncompose: {ansible_port: 22}\n", fleet()).unwrap();
     assert_eq!(unquoted.warnings[0].message, "'ansible_port' is not set: a number is no expression");
     assert!(unquoted.host_json("jump").unwrap().get("ansible_port").is_none());
