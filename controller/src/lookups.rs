@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     fn layer(values: Value) -> Arc<Vars> {
-        let raw = |v: &Value| Var::raw(Node::from_value(v, Span::NONE), Layer::PlayVars);
+        let raw = |v: &Value| Var::raw(Node::from_value(v, Span::NONE), Layer::Play);
         Arc::new(values.as_object().unwrap().iter().map(|(k, v)| (k.clone(), raw(v))).collect())
     }
 

@@ -18,7 +18,6 @@ impl Cluster {
     fn plan() -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(SERVERS + 1, "");
-        let mirror = lab.status().mirror;
         let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
         for (index, host) in hosts.hosts().enumerate() {
             if index == SERVERS {
@@ -28,17 +27,25 @@ impl Cluster {
         }
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
-            .file("group_vars/all.yaml", &format!("consul_mirror: {mirror}\nconsul_datacenter: test\n"));
-        Self { hosts, project }
+            .file("group_vars/all.yaml", "{}\n");
+        let cluster = Self { hosts, project };
+        cluster.configure("");
+        cluster
     }
 
     fn run<'a>(&self, more: impl IntoIterator<Item = &'a str>) -> Said {
         self.project.controller(["run", "consul.yaml", "--json"].into_iter().chain(more))
     }
 
+    /// The variables of all hosts. In a container nobody keeps the clock unless told to; the lab's hosts have a chrony that
+    /// never sets it.
     fn configure(&self, more: &str) {
-        let mirror = self.hosts.lab.status().mirror;
-        self.project.write("group_vars/all.yaml", &format!("consul_mirror: {mirror}\nconsul_datacenter: test\n{more}"));
+        let status = self.hosts.lab.status();
+        let given = format!(
+            "consul_mirror: {}\nconsul_datacenter: test\nconsul_bind_cidr: {}\nbase_time_sync: chrony\n",
+            status.mirror, status.subnet
+        );
+        self.project.write("group_vars/all.yaml", &format!("{given}{more}"));
     }
 
     /// Root's shell on the client, from which the cluster is looked at.
@@ -103,6 +110,7 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
     );
     cluster.client("readlink /usr/local/bin/consul").ok().says("/opt/consul/1.22.2/consul");
     cluster.client("systemctl is-enabled consul; systemctl is-system-running").ok().says("enabled").says("running");
+    cluster.client("systemctl is-active chrony").ok();
     assert_eq!(cluster.client("cat /proc/sys/net/core/somaxconn").ok().text(), "4096");
     // A first start is one start.
     for server in 0..SERVERS {
@@ -196,4 +204,30 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     assert_eq!(counted(&rest, "changed"), 2, "{}", rest.report());
     let again = cluster.run([]).ok();
     assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+}
+
+#[test]
+fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
+    let cluster = Cluster::plan();
+    cluster.run([]).ok();
+    let before = cluster.hosts.read(0, "/etc/consul.d/consul.json");
+    // Consul takes the port for right, and may not open it.
+    cluster.configure("consul_config: {ports: {dns: 53}}\n");
+    let failed = cluster.run(["--limit", "consul_servers"]).ends(4).says("bind: permission denied").says("no turn");
+    let restarted: Vec<usize> = (0..SERVERS).filter(|server| !cluster.journal(*server, "Stopping consul").is_empty()).collect();
+    assert_eq!(restarted.len(), 1, "{restarted:?}: {}", failed.report());
+    assert_eq!(cluster.hosts.read(restarted[0], "/etc/consul.d/consul.json"), before);
+    for server in 0..SERVERS {
+        cluster.hosts.root(server, "systemctl is-active consul").ok();
+    }
+    // The run with what is right pays what the others owe, and not with the wrong files.
+    cluster.configure("");
+    cluster.run([]).ok();
+    for server in 0..SERVERS {
+        let config = cluster.hosts.read(server, "/etc/consul.d/consul.json");
+        assert!(config.contains("\"dns\": 8600"), "{config}");
+        let tries = cluster.journal(server, "Starting consul").len();
+        assert!(tries <= if restarted == [server] { 4 } else { 2 }, "{server}: {tries}");
+    }
+    assert_eq!(counted(&cluster.run([]).ok(), "changed"), 0);
 }
