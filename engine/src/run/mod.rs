@@ -7,6 +7,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde_json::Value;
 
+use handlers::Due;
+
 use crate::{
     diag::Span,
     host::Write,
@@ -136,10 +138,13 @@ impl<'a> Runner<'a> {
         self.state.go = Some(go.clone());
         self.state.notified.clear();
         let mut flow = Flow::Next;
-        for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
+        // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.
+        let sections =
+            [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
+        for (section, due) in sections {
             flow = self.items(play, section);
             if matches!(flow, Flow::Next) {
-                flow = self.flush(play);
+                flow = self.flush(play, due);
             }
             if !matches!(flow, Flow::Next) {
                 break;
@@ -156,7 +161,7 @@ impl<'a> Runner<'a> {
     }
 
     fn end_early(&mut self, play: &Play, end: PlayEnd) -> PlayEnd {
-        match self.flush(play) {
+        match self.flush(play, Due::Notified) {
             Flow::Failed(_) => PlayEnd::Failed,
             Flow::Stopped => PlayEnd::Stopped,
             _ => end,
