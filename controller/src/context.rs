@@ -1,6 +1,6 @@
 //! What every verb starts from: the project, the inventory, the SSH settings.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::{HashMap, HashSet}, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use rollcall_engine::{
@@ -12,6 +12,7 @@ use rollcall_engine::{
 use serde_json::{Value, json};
 
 use crate::{
+    lookups,
     options::{Connect, Hosts},
     run::{HostSpec, remote::Way},
     ssh::{self, Elevation, HostKeyPolicy, Secret, Settings, TargetSpec, Transport},
@@ -119,6 +120,7 @@ impl Context {
         password: Option<&Secret>,
     ) -> Vec<HostSpec> {
         let clusters = Clusters::new(self, inventory);
+        let mut told = HashSet::new();
         names
             .iter()
             .filter_map(|name| inventory.host(name))
@@ -132,11 +134,17 @@ impl Context {
                     Ok((Way::Ssh { target, .. }, _)) => target.user.clone(),
                     Ok((Way::Local { .. }, _)) | Err(_) => local_user(),
                 };
+                let (vars, mut wrong) = lookups::settle(inventory.host_vars(host), &scope);
+                // A file for all hosts is wrong once.
+                wrong.retain(|finding| told.insert(finding.clone()));
+                for finding in wrong {
+                    self.warn(&[Diagnostic { severity: Severity::Warning, ..finding }]);
+                }
                 HostSpec {
                     name: host.name.clone(),
                     way: way.map(|(way, _)| way),
                     login_user,
-                    vars: inventory.host_vars(host),
+                    vars,
                     group_names: inventory.group_names(host),
                     cluster: clusters.seen_by(&host.name),
                 }

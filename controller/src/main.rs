@@ -11,6 +11,8 @@ mod console;
 mod context;
 /// How the program ends.
 mod exit;
+/// What `lookup(…)` gives.
+mod lookups;
 /// Options that verbs share.
 mod options;
 /// How a run is shown.

@@ -105,7 +105,15 @@ pub async fn start_agent_with(
         talk.password(password.expose()).await?;
     }
     let missing = match talk.until_answer(first).await? {
-        Answer::Ready => return Ok(RunningAgent { channel: talk.into_channel(), pushed: false }),
+        Answer::Ready => {
+            // The answer may overtake what was still to be sent with the command.
+            let rest = first.get(talk.sent..).unwrap_or_default();
+            if !rest.is_empty() {
+                // As below: an agent that dies at once is told by its exit.
+                let _ = talk.channel.stdin.write_all(rest).await;
+            }
+            return Ok(RunningAgent { channel: talk.into_channel(), pushed: false });
+        }
         Answer::Missing(missing) => missing,
         Answer::Failed(_) | Answer::Begin => return Err(talk.not_started().await),
     };

@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::{
     context::{self, Context, Wrong},
     exit::Exit,
+    lookups,
     options::{Connect, Hosts, Show},
     output::{self, Look},
     run::{
@@ -221,6 +222,12 @@ pub(crate) fn prepare(
     let shared = shared(inventory, &loaded);
     let mut bundle = loaded.bundle;
     bundle.sources = context.sources.paths();
+    let root = &context.project.root;
+    let extra = lookups::settle_alone(Arc::clone(&context.extra), &Arc::default(), root);
+    for play in &mut bundle.plays {
+        play.vars = lookups::settle_alone(Arc::clone(&play.vars), &extra, root);
+        play.vars_files = lookups::settle_alone(Arc::clone(&play.vars_files), &extra, root);
+    }
     let contents = loaded
         .contents
         .into_iter()
@@ -242,7 +249,7 @@ pub(crate) fn prepare(
         hosts,
         play_hosts,
         shared,
-        extra: Arc::clone(&context.extra),
+        extra,
         check: args.check,
         diff: args.diff,
         become_default: args.connect.become_root,

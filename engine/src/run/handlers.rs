@@ -16,7 +16,7 @@ use crate::{
     diag::{Diagnostic, nearest},
     host::{Attrs, FileKind, Write},
     modules::{self, Failure, Invocation, Needs},
-    playbook::model::{Action, Become, Gate, Handler, Play, Task},
+    playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
     template::{self, EvalError},
     vars::Scope,
@@ -24,6 +24,18 @@ use crate::{
 
 /// How long a gate waits for the cluster, where the variable `gate_timeout` does not say otherwise.
 const GATE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Which debts of earlier runs a flush pays. The tasks before it may be what mends the reason for which a handler failed
+/// then, so that a debt is not paid before those have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// None: only what this run notified.
+    Notified,
+    /// Those of this role (of no role: the play's own).
+    Role(Option<RoleId>),
+    /// All.
+    All,
+}
 
 impl Runner<'_> {
     /// Writes down, before a change, which handlers it will owe, and keeps the files that it replaces. Returns the
@@ -188,12 +200,24 @@ impl Runner<'_> {
         (0..).map(|n| self.ledger.copy_path(&self.context.init.run_id, n)).find(|p| !p.exists()).unwrap_or_default()
     }
 
-    /// Runs the handlers that are owed, in order of definition, until none is.
-    pub(super) fn flush(&mut self, play: &Play) -> Flow {
+    /// Runs the handlers that were notified, and the debts that are due, in order of definition, until none is left.
+    pub(super) fn flush(&mut self, play: &Play, due: Due) -> Flow {
+        let role = match due {
+            Due::Role(role) => role.and_then(|id| self.context.bundle.roles.get(id.0 as usize)).map(|r| r.name.clone()),
+            Due::Notified | Due::All => None,
+        };
         loop {
             let next = play.handlers.iter().find(|h| {
-                let (name, role) = self.key(h);
-                self.state.notified.contains_key(&h.task.id) || self.ledger.find(&name, role.as_deref()).is_some()
+                if self.state.notified.contains_key(&h.task.id) {
+                    return true;
+                }
+                let (name, of) = self.key(h);
+                let owed = match due {
+                    Due::Notified => false,
+                    Due::Role(_) => of == role,
+                    Due::All => true,
+                };
+                owed && self.ledger.find(&name, of.as_deref()).is_some()
             });
             let Some(handler) = next else { break };
             if self.link.stopped().is_some() {
@@ -204,7 +228,7 @@ impl Runner<'_> {
                 return flow;
             }
         }
-        self.pay_foreign()
+        if due == Due::All { self.pay_foreign() } else { Flow::Next }
     }
 
     fn pay(&mut self, play: &Play, handler: &Handler) -> Flow {

@@ -177,7 +177,7 @@ impl Runner<'_> {
             Ok(noted) => noted,
             Err(attempt) => return attempt,
         };
-        let diffs = change.diffs();
+        let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
         let host = if check { &mut *self.host } else { &mut *self.real };
         let (attempt, changed) = match change.apply(host) {
             Ok(outcome) => {
@@ -228,7 +228,7 @@ fn plan_and_apply(
     match (definition.plan)(invocation, &Cx { host: host.as_read(), facts }) {
         Ok(Plan::Unchanged(outcome)) => Attempt::Done(outcome, Vec::new()),
         Ok(Plan::Change(change)) => {
-            let diffs = change.diffs();
+            let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
             match change.apply(host) {
                 Ok(outcome) => Attempt::Done(outcome, diffs),
                 Err(failure) => Attempt::Failed(failure, Span::NONE),

@@ -7,6 +7,8 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use serde_json::Value;
 
+use handlers::Due;
+
 use crate::{
     diag::Span,
     host::Write,
@@ -109,6 +111,8 @@ struct State {
     include_params: Vec<Arc<Vars>>,
     /// What a rescue sees.
     failure: Option<Arc<Vars>>,
+    /// Blocks with a rescue around the task: its failure is taken over.
+    rescues: usize,
     /// Handlers that this run notified, by task id; the tasks that did so.
     notified: HashMap<u32, Vec<u32>>,
     /// The play being carried out, with its batch.
@@ -134,10 +138,13 @@ impl<'a> Runner<'a> {
         self.state.go = Some(go.clone());
         self.state.notified.clear();
         let mut flow = Flow::Next;
-        for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
+        // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.
+        let sections =
+            [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
+        for (section, due) in sections {
             flow = self.items(play, section);
             if matches!(flow, Flow::Next) {
-                flow = self.flush(play);
+                flow = self.flush(play, due);
             }
             if !matches!(flow, Flow::Next) {
                 break;
@@ -154,7 +161,7 @@ impl<'a> Runner<'a> {
     }
 
     fn end_early(&mut self, play: &Play, end: PlayEnd) -> PlayEnd {
-        match self.flush(play) {
+        match self.flush(play, Due::Notified) {
             Flow::Failed(_) => PlayEnd::Failed,
             Flow::Stopped => PlayEnd::Stopped,
             _ => end,
@@ -178,7 +185,10 @@ impl<'a> Runner<'a> {
     }
 
     fn block(&mut self, play: &Play, block: &Block) -> Flow {
+        let rescued = usize::from(!block.rescue.is_empty());
+        self.state.rescues += rescued;
         let mut flow = self.items(play, &block.block);
+        self.state.rescues -= rescued;
         if let Flow::Failed(failed) = &flow
             && !block.rescue.is_empty()
         {

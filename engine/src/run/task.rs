@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Failed, Flow, Runner,
+    handlers::Due,
     results::{Attempt, failure_of, summary},
 };
 use crate::{
@@ -29,7 +30,9 @@ const RETRIES: u64 = 3;
 impl Runner<'_> {
     pub(super) fn task(&mut self, play: &Play, task: &Task) -> Flow {
         match &task.action {
-            Action::FlushHandlers => return self.when_then(play, task, Self::flush),
+            Action::FlushHandlers => {
+                return self.when_then(play, task, |runner, play| runner.flush(play, Due::Role(task.role)));
+            }
             Action::EndHost => return self.when_then(play, task, |_, _| Flow::EndHost),
             Action::EndPlay => return self.when_then(play, task, |_, _| Flow::EndPlay),
             Action::Noop => return Flow::Next,
@@ -39,7 +42,7 @@ impl Runner<'_> {
     }
 
     /// `meta` tasks: nothing is told of them.
-    fn when_then(&mut self, play: &Play, task: &Task, then: fn(&mut Self, &Play) -> Flow) -> Flow {
+    fn when_then(&mut self, play: &Play, task: &Task, then: impl FnOnce(&mut Self, &Play) -> Flow) -> Flow {
         let scope = self.scope(play, task);
         match conditions(&task.when, &scope) {
             Ok(None) => then(self, play),
@@ -162,6 +165,7 @@ impl Runner<'_> {
         let failed = told.status == Status::Failed;
         told.ignored = failed && self.ignores(task, scope);
         let ignored = told.ignored;
+        told.rescued = failed && !ignored && self.state.rescues > 0;
         let name = told.name.clone();
         self.end(task.id, told);
         if !failed || ignored {

@@ -1,0 +1,233 @@
+//! The roles base and consul on real hosts, with the real Consul: a cluster forms, a second run changes nothing, what is wrong is
+//! refused before it does harm, and a change to all servers goes through them one by one under a writer.
+
+use std::time::Duration;
+
+use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
+use serde_json::Value;
+
+const SERVERS: usize = 3;
+
+/// Three servers and a client, and the project that makes a cluster of them.
+struct Cluster {
+    hosts: Borrowed,
+    project: Project,
+}
+
+impl Cluster {
+    fn plan() -> Self {
+        let lab = Lab::shared();
+        let hosts = lab.borrow(SERVERS + 1, "");
+        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
+        for (index, host) in hosts.hosts().enumerate() {
+            if index == SERVERS {
+                inventory.push_str("    consul_clients:\n      hosts:\n");
+            }
+            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
+        }
+        let project = Project::new(&lab, hosts.hosts())
+            .file("inventory.yaml", &inventory)
+            .file("group_vars/all.yaml", "{}\n");
+        let cluster = Self { hosts, project };
+        cluster.configure("");
+        cluster
+    }
+
+    fn run<'a>(&self, more: impl IntoIterator<Item = &'a str>) -> Said {
+        self.project.controller(["run", "consul.yaml", "--json"].into_iter().chain(more))
+    }
+
+    /// The variables of all hosts. In a container nobody keeps the clock unless told to; the lab's hosts have a chrony that
+    /// never sets it.
+    fn configure(&self, more: &str) {
+        let status = self.hosts.lab.status();
+        let given = format!(
+            "consul_mirror: {}\nconsul_datacenter: test\nconsul_bind_cidr: {}\nbase_time_sync: chrony\n",
+            status.mirror, status.subnet
+        );
+        self.project.write("group_vars/all.yaml", &format!("{given}{more}"));
+    }
+
+    /// Root's shell on the client, from which the cluster is looked at.
+    #[track_caller]
+    fn client(&self, line: &str) -> Said {
+        self.hosts.root(SERVERS, line)
+    }
+
+    fn background(&self, script: &str) -> Running {
+        let mut command = self.hosts.lab.command(["exec", "--direct", self.hosts.name(SERVERS), "--", script]);
+        Running::start(&mut command)
+    }
+
+    /// Lines of the unit's journal on a server, with the seconds since 1970 in front.
+    fn journal(&self, server: usize, pattern: &str) -> Vec<(f64, String)> {
+        let said = self.hosts.root(server, &format!("journalctl --unit consul --output short-unix --quiet | grep '{pattern}' || true")).ok();
+        let line = |line: &str| {
+            let (time, rest) = line.split_once(' ').expect("a time stands in front");
+            (time.parse().expect("it is a number"), rest.to_owned())
+        };
+        said.out.lines().map(line).collect()
+    }
+
+    fn elections(&self) -> usize {
+        (0..SERVERS).map(|server| self.journal(server, "election won").len()).sum()
+    }
+}
+
+/// The recap of a run with `--json`: what `name` counts, of all hosts.
+#[track_caller]
+fn counted(said: &Said, name: &str) -> u64 {
+    let recap = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find(|event| event["event"] == "recap");
+    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
+    let hosts = recap["hosts"].as_object().expect("it has hosts");
+    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
+}
+
+#[test]
+fn a_cluster_forms_and_a_second_run_changes_nothing() {
+    let cluster = Cluster::plan();
+    // What a check says of fresh hosts, it says without touching them.
+    let checked = cluster.run(["--check", "--diff", "--limit", "consul_servers"]).ok();
+    assert!(counted(&checked, "changed") > 0 && counted(&checked, "failed") == 0, "{}", checked.report());
+    for server in 0..SERVERS {
+        cluster.hosts.root(server, "ls -d /opt/consul /etc/consul.d /etc/sysctl.d/60-rollcall.conf; id consul").ends(1);
+    }
+    let first = cluster.run(["--limit", "consul_servers"]).ok();
+    assert!(counted(&first, "changed") >= counted(&checked, "changed"), "{}\n{}", checked.report(), first.report());
+    cluster.run([]).ok();
+
+    let members = cluster.client("consul members").ok().out;
+    assert_eq!(members.lines().filter(|line| line.contains(" alive ") && line.contains(" server ")).count(), SERVERS, "{members}");
+    assert_eq!(members.lines().filter(|line| line.contains(" alive ") && line.contains(" client ")).count(), 1, "{members}");
+    let health: Value = cluster.client("curl --silent http://127.0.0.1:8500/v1/operator/autopilot/health").ok().json();
+    assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
+    cluster.client("resolvectl query consul.service.consul").ok().says(&cluster.hosts.host(0).address);
+    let modes = "stat --format '%n %a %U:%G' /etc/consul.d /etc/consul.d/consul.json /var/lib/consul /opt/consul/*/consul";
+    assert_eq!(
+        cluster.client(modes).ok().out,
+        "/etc/consul.d 750 root:consul\n/etc/consul.d/consul.json 640 root:consul\n/var/lib/consul 750 consul:consul\n\
+         /opt/consul/1.22.2/consul 755 root:root\n"
+    );
+    cluster.client("readlink /usr/local/bin/consul").ok().says("/opt/consul/1.22.2/consul");
+    cluster.client("systemctl is-enabled consul; systemctl is-system-running").ok().says("enabled").says("running");
+    cluster.client("systemctl is-active chrony").ok();
+    assert_eq!(cluster.client("cat /proc/sys/net/core/somaxconn").ok().text(), "4096");
+    // A first start is one start.
+    for server in 0..SERVERS {
+        assert_eq!(cluster.journal(server, "Started consul").len(), 1);
+    }
+
+    let started = cluster.client("systemctl show --property ActiveEnterTimestamp consul").ok().out;
+    for more in [&[][..], &["--check"]] {
+        let again = cluster.run(more.iter().copied()).ok();
+        for what in ["changed", "failed", "may_change"] {
+            assert_eq!(counted(&again, what), 0, "{what}: {}", again.report());
+        }
+    }
+    assert_eq!(cluster.client("systemctl show --property ActiveEnterTimestamp consul").ok().out, started);
+}
+
+#[test]
+fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
+    let cluster = Cluster::plan();
+    cluster.run([]).ok();
+
+    // What Consul refuses does not get to its place, and nothing restarts.
+    let before = cluster.hosts.read(0, "/etc/consul.d/consul.json");
+    cluster.configure("consul_config: {serverr: 1}\n");
+    cluster.run([]).ends(4).says("invalid config key serverr");
+    assert_eq!(cluster.hosts.read(0, "/etc/consul.d/consul.json"), before);
+    cluster.configure("consul_bind_interface: nosuch0\n");
+    cluster.run([]).ends(4).says("nosuch0 (consul_bind_interface)");
+    for server in 0..SERVERS {
+        assert_eq!(cluster.journal(server, "Started consul").len(), 1);
+    }
+
+    // Ten writes a second through the client's agent, and a look at the cluster five times a second.
+    cluster.client("mkdir -p /run/test").ok();
+    let writer = cluster.background(
+        "n=0; while [ ! -e /run/test/stop ]; do n=$((n+1)); \
+         code=$(curl --silent --max-time 20 --output /run/test/body --write-out '%{http_code}' --request PUT --data $n http://127.0.0.1:8500/v1/kv/test/$n); \
+         echo \"$n $code $(head -c 200 /run/test/body)\" >> /run/test/writes; sleep 0.1; done",
+    );
+    let observer = cluster.background(
+        "while [ ! -e /run/test/stop ]; do now=$(date +%s.%N); \
+         echo \"$now $(curl --silent --max-time 2 http://127.0.0.1:8500/v1/operator/autopilot/health)\" >> /run/test/health; sleep 0.2; done",
+    );
+    std::thread::sleep(Duration::from_secs(2));
+    let elections = cluster.elections();
+    cluster.configure("consul_config: {limits: {http_max_conns_per_client: 500}}\n");
+    let changed = cluster.run(["--limit", "consul_servers"]).ok();
+    let elections = cluster.elections() - elections;
+    cluster.client("sleep 1; touch /run/test/stop").ok();
+    writer.wait(Duration::from_mins(10)).ok();
+    observer.wait(Duration::from_mins(10)).ok();
+    assert_eq!(counted(&changed, "changed"), 2 * SERVERS as u64, "the file and the restart, each: {}", changed.report());
+
+    // Each server once, in turn.
+    let mut turns: Vec<(f64, f64)> = Vec::new();
+    for server in 0..SERVERS {
+        let (stops, starts) = (cluster.journal(server, "Stopping consul"), cluster.journal(server, "Started consul"));
+        assert_eq!((stops.len(), starts.len()), (1, 2), "{stops:?} {starts:?}");
+        turns.push((stops[0].0, starts[1].0));
+    }
+    turns.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let whole: Vec<f64> = cluster
+        .client("cat /run/test/health")
+        .ok()
+        .out
+        .lines()
+        .filter_map(|line| {
+            let (time, answer) = line.split_once(' ')?;
+            let health: Value = serde_json::from_str(answer).ok()?;
+            let voters = health["Servers"].as_array()?.iter().filter(|s| s["Voter"] == true && s["Healthy"] == true).count();
+            (voters == SERVERS && health["FailureTolerance"] == 1).then(|| time.parse().ok()).flatten()
+        })
+        .collect();
+    for pair in turns.windows(2) {
+        let ((_, up), (down, _)) = (pair[0], pair[1]);
+        assert!(up < down, "two servers at once: {turns:?}");
+        assert!(whole.iter().any(|time| up < *time && *time < down), "no three voters between two restarts: {turns:?} {whole:?}");
+    }
+
+    let writes = cluster.client("cat /run/test/writes").ok().out;
+    let failed: Vec<&str> = writes.lines().filter(|line| line.split(' ').nth(1) != Some("200")).collect();
+    assert!(writes.lines().count() > 100, "{writes}");
+    assert!(failed.len() <= elections, "{} failed writes, {elections} elections:\n{}", failed.len(), failed.join("\n"));
+    // What was acknowledged is there.
+    let sum: u64 = writes.lines().filter(|line| line.split(' ').nth(1) == Some("200")).map(|_| 1).sum();
+    let kept = cluster.client("curl --silent 'http://127.0.0.1:8500/v1/kv/test/?keys'").ok().json();
+    assert!(kept.as_array().is_some_and(|keys| keys.len() as u64 >= sum), "{sum} acknowledged, {kept}");
+
+    // A run of all of it has the client left, and then nothing.
+    let rest = cluster.run([]).ok();
+    assert_eq!(counted(&rest, "changed"), 2, "{}", rest.report());
+    let again = cluster.run([]).ok();
+    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+}
+
+#[test]
+fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
+    let cluster = Cluster::plan();
+    cluster.run([]).ok();
+    let before = cluster.hosts.read(0, "/etc/consul.d/consul.json");
+    // Consul takes the port for right, and may not open it.
+    cluster.configure("consul_config: {ports: {dns: 53}}\n");
+    let failed = cluster.run(["--limit", "consul_servers"]).ends(4).says("bind: permission denied").says("no turn");
+    let restarted: Vec<usize> = (0..SERVERS).filter(|server| !cluster.journal(*server, "Stopping consul").is_empty()).collect();
+    assert_eq!(restarted.len(), 1, "{restarted:?}: {}", failed.report());
+    assert_eq!(cluster.hosts.read(restarted[0], "/etc/consul.d/consul.json"), before);
+    for server in 0..SERVERS {
+        cluster.hosts.root(server, "systemctl is-active consul").ok();
+    }
+    // The run with what is right pays what the others owe, and not with the wrong files.
+    cluster.configure("");
+    cluster.run([]).ok();
+    for server in 0..SERVERS {
+        let config = cluster.hosts.read(server, "/etc/consul.d/consul.json");
+        assert!(config.contains("\"dns\": 8600"), "{config}");
+        let tries = cluster.journal(server, "Starting consul").len();
+        assert!(tries <= if restarted == [server] { 4 } else { 2 }, "{server}: {tries}");
+    }
+    assert_eq!(counted(&cluster.run([]).ok(), "changed"), 0);
+}
