@@ -51,7 +51,7 @@ test: ## Every test, on real hosts (root)
 test-unit: ## The tests that need neither root nor hosts
 	@tests/run unit
 
-test-lab: ## The tests on real hosts (root); T=NAME for those whose name contains it
+test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or a file's
 	@tests/run lab $(T)
 
 lint: ## Format and lints
