@@ -137,8 +137,8 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     cluster.configure("consul_config: {serverr: 1}\n");
     cluster.run([]).ends(4).says("invalid config key serverr");
     assert_eq!(cluster.hosts.read(0, "/etc/consul.d/consul.json"), before);
-    cluster.configure("consul_bind_interface: nosuch0\n");
-    cluster.run([]).ends(4).says("nosuch0 (consul_bind_interface)");
+    // What is known to be wrong before the run ends it before anything is touched.
+    cluster.run(["-e", "consul_bind_cidr=172.16.0.0/12"]).ends(3).says("the network 172.16.0.0/12 (consul_bind_cidr) gives 0 addresses");
     for server in 0..SERVERS {
         assert_eq!(cluster.journal(server, "Started consul").len(), 1);
     }
@@ -210,13 +210,14 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
 fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     let cluster = Cluster::plan();
     cluster.run([]).ok();
-    let before = cluster.hosts.read(0, "/etc/consul.d/consul.json");
+    let config = |server: usize| cluster.hosts.read(server, "/etc/consul.d/consul.json");
+    let before: Vec<String> = (0..SERVERS).map(config).collect();
     // Consul takes the port for right, and may not open it.
     cluster.configure("consul_config: {ports: {dns: 53}}\n");
     let failed = cluster.run(["--limit", "consul_servers"]).ends(4).says("bind: permission denied").says("no turn");
     let restarted: Vec<usize> = (0..SERVERS).filter(|server| !cluster.journal(*server, "Stopping consul").is_empty()).collect();
     assert_eq!(restarted.len(), 1, "{restarted:?}: {}", failed.report());
-    assert_eq!(cluster.hosts.read(restarted[0], "/etc/consul.d/consul.json"), before);
+    assert_eq!(config(restarted[0]), before[restarted[0]]);
     for server in 0..SERVERS {
         cluster.hosts.root(server, "systemctl is-active consul").ok();
     }
@@ -224,8 +225,7 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     cluster.configure("");
     cluster.run([]).ok();
     for server in 0..SERVERS {
-        let config = cluster.hosts.read(server, "/etc/consul.d/consul.json");
-        assert!(config.contains("\"dns\": 8600"), "{config}");
+        assert_eq!(config(server), before[server]);
         let tries = cluster.journal(server, "Starting consul").len();
         assert!(tries <= if restarted == [server] { 4 } else { 2 }, "{server}: {tries}");
     }

@@ -55,8 +55,12 @@ pub const DEFINITION: Definition = Definition {
     plan,
 };
 
-fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
-    let args = Args::parse(&inv.args)?;
+/// What rendered arguments fail with, where that is known without the host.
+pub(crate) fn refusal(args: &serde_json::Map<String, serde_json::Value>) -> Option<Failure> {
+    Args::parse(args).and_then(|args| judge(&args)).err()
+}
+
+fn judge(args: &Args) -> Result<(), Failure> {
     if args.that.is_empty() {
         return Err(Failure::new("argument 'that': expected at least one condition, found an empty list"));
     }
@@ -64,9 +68,15 @@ fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
         return Err(Failure::new(format!("the condition was not evaluated: {}", open.expr)));
     }
     if let Some(false_one) = args.that.iter().find(|c| c.ok == Some(false)) {
-        let message = args.fail_msg.unwrap_or_else(|| format!("assertion failed: {}", false_one.expr));
+        let message = args.fail_msg.clone().unwrap_or_else(|| format!("assertion failed: {}", false_one.expr));
         return Err(Failure::new(message).with("assertion", false_one.expr.clone()).with("evaluated_to", false));
     }
+    Ok(())
+}
+
+fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
+    let args = Args::parse(&inv.args)?;
+    judge(&args)?;
     let outcome = Outcome::unchanged();
     Ok(Plan::Unchanged(if args.quiet {
         outcome

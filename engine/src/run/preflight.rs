@@ -34,10 +34,12 @@ pub fn preflight(context: &Context, fetch: Fetch<'_>) -> Vec<Diagnostic> {
         let Some(play) = context.bundle.plays.get(*index) else { continue };
         let go = Go { play: *index, batch: Vec::new(), play_hosts: Vec::new() };
         let layers = Layers { context, play, magic: Arc::new(magic(context, &go.batch, &go.play_hosts)) };
-        let mut check = Check { context, play, layers, late: &late, fetch, found: Vec::new() };
+        let mut check = Check { context, play, layers, late: &late, fetch, rescued: 0, may_end: false, found: Vec::new() };
         for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
             check.items(section);
         }
+        // Whether a handler runs is not known.
+        check.may_end = true;
         for handler in &play.handlers {
             check.task(&handler.task);
         }
@@ -112,6 +114,10 @@ struct Check<'a> {
     layers: Layers<'a>,
     late: &'a BTreeSet<String>,
     fetch: Fetch<'a>,
+    /// Blocks around the task whose rescue takes its failure over.
+    rescued: usize,
+    /// Something before it may end the play for this host.
+    may_end: bool,
     found: Vec<Diagnostic>,
 }
 
@@ -126,7 +132,11 @@ impl Check<'_> {
     }
 
     fn block(&mut self, block: &Block) {
-        for part in [&block.block, &block.rescue, &block.always] {
+        let rescued = usize::from(!block.rescue.is_empty());
+        self.rescued += rescued;
+        self.items(&block.block);
+        self.rescued -= rescued;
+        for part in [&block.rescue, &block.always] {
             self.items(part);
         }
     }
@@ -140,10 +150,12 @@ impl Check<'_> {
         }
         let inner = self.layers.scope(task.role, &task.vars, &[], &[]);
         let scope = Scope::of(unknown).over(&inner);
+        let mut reached = false;
         match conditions(&task.when, &scope) {
             // Known to be skipped on this host: what it would ask for does not matter.
             Ok(Some(_)) => return,
-            Ok(None) | Err(EvalError::Unknown(_)) => {}
+            Ok(None) => reached = self.rescued == 0 && !self.may_end,
+            Err(EvalError::Unknown(_)) => {}
             Err(EvalError::Wrong(diagnostic)) => {
                 // With a loop the condition may look at the item.
                 if task.loop_.is_none() {
@@ -152,8 +164,16 @@ impl Check<'_> {
                 }
             }
         }
+        if matches!(task.action, Action::EndHost | Action::EndPlay) {
+            self.may_end = true;
+        }
         match &task.loop_ {
-            None => self.values(task, &scope),
+            None => {
+                self.values(task, &scope);
+                if reached {
+                    self.assertion(task, &scope);
+                }
+            }
             Some(looped) => self.looped(task, looped, &scope),
         }
         if let Action::IncludeRole { tasks, .. } = &task.action {
@@ -205,6 +225,25 @@ impl Check<'_> {
                 }
                 wrong @ Err(EvalError::Wrong(_)) => keep(wrong.map(drop)),
             }
+        }
+    }
+
+    /// An `assert` that is sure to fail here is told before anything is changed. A `fail` is left to the run: whoever
+    /// writes one wants the others to go on.
+    fn assertion(&mut self, task: &Task, scope: &Scope) {
+        let Action::Module { name, args } = &task.action else { return };
+        let taken_over = task.ignore_errors.is_some() || task.failed_when.is_some() || !task.until.is_empty();
+        if taken_over || task.retries.is_some() || task.delegate_to.is_some() || task.run_once || name != "assert" {
+            return;
+        }
+        // What is wrong with the arguments themselves has been told.
+        let Ok(args) = render_args(name, args, scope) else { return };
+        if let Some(failure) = crate::modules::assert::refusal(&args) {
+            let mut name = task.name.as_ref().and_then(Node::as_str).unwrap_or_default().to_owned();
+            if !name.is_empty() {
+                name.push_str(": ");
+            }
+            self.found.push(Diagnostic::error(task.span, format!("{name}{}", failure.message)));
         }
     }
 
