@@ -111,7 +111,8 @@ fn carry_out(
     steps: &mpsc::Receiver<Step>,
 ) -> Result<ExitCode, Failure> {
     let gone = |e: io::Error| Failure::new(format!("the controller is gone: {e}"));
-    let facts = Arc::new(facts::gather(&Real::new()));
+    let ask = if init.ec2 { facts::AskEc2::Yes } else { facts::AskEc2::IfLikely };
+    let facts = Arc::new(facts::gather_with(&Real::new(), ask, facts::IMDS));
     controller.workers.facts(&facts);
     if init.facts_only {
         controller.send(&FromAgent::Ready { facts, problems: Vec::new(), debts: Vec::new() }).map_err(gone)?;

@@ -1,6 +1,9 @@
 //! The project file `rollcall.yaml`: where things are, and how hosts are reached.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::{
     diag::{Diagnostic, Diagnostics, Sources},
@@ -56,6 +59,12 @@ pub struct Ssh {
     pub config: Option<PathBuf>,
     /// `strict` or `accept-new`.
     pub host_keys: Option<String>,
+    /// For each stage of connecting.
+    pub connect_timeout: Option<Duration>,
+    /// Silence after which a probe is sent; zero: never.
+    pub keepalive: Option<Duration>,
+    /// How long an EC2 console may lag at first contact.
+    pub console_wait: Option<Duration>,
 }
 
 /// `store:`.
@@ -148,6 +157,14 @@ impl Ssh {
         ssh.user = fields.take("user").and_then(|n| text(n, out));
         ssh.port = fields.take("port").and_then(|n| count(n, "port", 65_535, out)).and_then(|n| u16::try_from(n).ok());
         ssh.config = fields.take("config").and_then(|n| text(n, out)).map(|p| resolve(root, &p));
+        for (name, slot, zero) in [
+            // Connecting within no time at all cannot be meant; the others may be switched off.
+            ("connect_timeout", &mut ssh.connect_timeout, false),
+            ("keepalive", &mut ssh.keepalive, true),
+            ("console_wait", &mut ssh.console_wait, true),
+        ] {
+            *slot = fields.take(name).and_then(|n| seconds(n, name, zero, out));
+        }
         if let Some(node) = fields.take("host_keys") {
             const KNOWN: [&str; 2] = ["strict", "accept-new"];
             match text(node, out) {
@@ -205,6 +222,19 @@ fn text(node: &Node, out: &mut Diagnostics) -> Option<String> {
 
 fn texts(node: &Node, out: &mut Diagnostics) -> Vec<String> {
     node.one_or_many().into_iter().filter_map(|n| text(n, out)).collect()
+}
+
+fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<Duration> {
+    let seconds = match node.kind {
+        Kind::Int(n) => u64::try_from(n).ok().map(Duration::from_secs),
+        Kind::Float(f) => Duration::try_from_secs_f64(f).ok(),
+        _ => None,
+    };
+    let seconds = seconds.filter(|s| zero || !s.is_zero());
+    if seconds.is_none() {
+        out.push(node.expected(&format!("a number of seconds for '{key}'")));
+    }
+    seconds
 }
 
 fn count(node: &Node, key: &str, most: usize, out: &mut Diagnostics) -> Option<usize> {

@@ -226,6 +226,9 @@ pub struct Init {
     pub cluster: Value,
     /// Plays (by index) that this host is part of: what preflight looks at.
     pub plays: Vec<usize>,
+    /// It is an EC2 instance: its facts hold what the metadata service says.
+    #[serde(default)]
+    pub ec2: bool,
     /// Only gather facts, send [`FromAgent::Ready`] and end.
     pub facts_only: bool,
     /// Start this at once if preflight finds nothing: saves a round trip where there is no other host to wait for.

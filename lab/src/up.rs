@@ -36,6 +36,19 @@ pub(crate) fn prepare() -> Result<(std::path::PathBuf, Prepared)> {
     })
 }
 
+/// What systemd needs at most: a dozen inotify instances a host, and the kernel's default is 128 for all of root's.
+const INOTIFY_INSTANCES: u32 = 8192;
+
+/// Hosts share root's inotify instances with everything else on this machine: with too few of them systemd does not come
+/// up. The limit is raised, never lowered.
+fn raise_inotify_limit() {
+    let path = "/proc/sys/fs/inotify/max_user_instances";
+    let now: u32 = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(u32::MAX);
+    if now < INOTIFY_INSTANCES && std::fs::write(path, INOTIFY_INSTANCES.to_string()).is_err() {
+        output::note(format!("{path} is {now} and cannot be raised: hosts may fail with 'Too many open files'"));
+    }
+}
+
 /// `lab up`: returns when every host answers.
 pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
     let (spec, text) = match file {
@@ -52,6 +65,7 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         output::note(format!("lab '{}' is up already", paths.name));
         return join(&paths, &cgroups);
     }
+    raise_inotify_limit();
     let (base, prepared) = prepare()?;
     let file = file.map_or_else(|| "the built-in lab".to_owned(), |file| file.display().to_string());
     let mut child = {

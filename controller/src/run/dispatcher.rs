@@ -218,6 +218,7 @@ impl Dispatcher {
             group_names: spec.group_names.clone(),
             cluster: spec.cluster.clone(),
             plays,
+            ec2: spec.ec2,
             facts_only: false,
             go,
         }));

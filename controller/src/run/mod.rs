@@ -83,4 +83,6 @@ pub(crate) struct HostSpec {
     pub(crate) group_names: Vec<String>,
     /// What roles know of the cluster.
     pub(crate) cluster: Value,
+    /// It is an EC2 instance.
+    pub(crate) ec2: bool,
 }

@@ -29,7 +29,6 @@ mod public_key;
 mod push;
 mod push_script;
 mod settings;
-mod settings_yaml;
 mod sudo;
 mod transport;
 

@@ -68,6 +68,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
         group_names: Vec::new(),
         cluster: serde_json::Value::Null,
         plays: Vec::new(),
+        ec2: spec.ec2,
         facts_only: true,
         go: None,
     }));

@@ -151,6 +151,13 @@ fn select(
     loaded: &Loaded,
     limit: Option<&str>,
 ) -> Result<Vec<Vec<String>>, Wrong> {
+    // What is wrong with the limit is wrong with the command line, not with a play.
+    if let Some(limit) = limit {
+        inventory.select_limit(limit).map_err(|mut d| {
+            d.message = format!("--limit: {}", d.message);
+            d
+        })?;
+    }
     let mut out = Vec::new();
     let mut wrong = Diagnostics::default();
     for play in &loaded.bundle.plays {
