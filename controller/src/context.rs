@@ -188,7 +188,8 @@ impl Context {
             })
             .map_err(|e| e.to_string())?;
         let password = connection.become_password.map(Secret::new).or_else(|| password.cloned());
-        let elevation = if target.user == "root" { Elevation::None } else { Elevation::Sudo { password } };
+        // The agent always runs as root: it becomes other users, and back, task by task.
+        let elevation = Elevation::needed(&target.user, true, password);
         Ok(Way::Ssh { target: Box::new(target), elevation })
     }
 }

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use russh::{ChannelMsg, ChannelReadHalf};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+#[cfg(test)]
+use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
 use super::handler::Shared;
@@ -97,6 +99,7 @@ impl Channel {
         ExitHandle(self.exit.clone())
     }
 
+    #[cfg(test)]
     /// Reads both outputs to their ends, at most `limit` bytes of each (more is thrown away), and
     /// waits for the end of the command.
     pub async fn collect(mut self, limit: usize) -> (Vec<u8>, Vec<u8>, Exit) {
@@ -123,6 +126,7 @@ async fn wait_exit(exit: &mut watch::Receiver<Option<Exit>>) -> Exit {
     }
 }
 
+#[cfg(test)]
 async fn drain(from: &mut Output, limit: usize) -> Vec<u8> {
     let mut kept = Vec::new();
     let mut buffer = [0u8; 4096];

@@ -106,6 +106,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    #[cfg(test)]
     /// Is it about who the host is, rather than about reaching it? Such a host must never be
     /// retried with less checking.
     pub fn is_host_key(&self) -> bool {

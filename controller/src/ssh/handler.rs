@@ -21,6 +21,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    #[cfg(test)]
     pub(super) fn host_key(&self) -> Option<PublicKey> {
         self.host_key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

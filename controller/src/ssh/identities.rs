@@ -17,7 +17,6 @@ use super::settings::{PassphrasePrompt, Settings};
 /// A key file, ready to sign.
 #[derive(Debug)]
 pub(super) struct FileKey {
-    pub(super) path: PathBuf,
     pub(super) key: Arc<PrivateKey>,
     /// From `PATH-cert.pub`.
     pub(super) certificate: Option<Certificate>,
@@ -192,7 +191,7 @@ fn read_key(path: &Path, prompt: Option<&PassphrasePrompt>, asking: &Mutex<()>) 
         ),
         Err(_) => None,
     };
-    Ok(FileKey { path: path.to_owned(), key: Arc::new(key), certificate })
+    Ok(FileKey { key: Arc::new(key), certificate })
 }
 
 fn decrypt(

@@ -30,10 +30,6 @@ impl PublicKey {
         blob_algorithm(&self.blob).unwrap_or_default()
     }
 
-    pub fn blob(&self) -> &[u8] {
-        &self.blob
-    }
-
     /// `SHA256:…`, as `ssh-keygen -l` prints it.
     pub fn fingerprint(&self) -> String {
         format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(&self.blob)))

@@ -73,6 +73,7 @@ pub struct RunningAgent {
     pub pushed: bool,
 }
 
+#[cfg(test)]
 /// Starts the agent with `args`, putting it there first where it is missing.
 pub async fn start_agent(
     session: &Session,

@@ -61,7 +61,6 @@ struct Connection {
 /// A connection to a host, logged in.
 pub struct Session {
     connection: Connection,
-    fingerprint: String,
 }
 
 impl fmt::Debug for Session {
@@ -76,14 +75,10 @@ impl Session {
         &self.connection.name
     }
 
+    #[cfg(test)]
     /// `SHA256:…` of the key that the host proved to hold.
-    pub fn host_key_fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    /// Is the connection gone?
-    pub fn is_closed(&self) -> bool {
-        self.connection.handle.is_closed()
+    pub fn host_key_fingerprint(&self) -> String {
+        self.connection.shared.host_key().map(|key| key.fingerprint()).unwrap_or_default()
     }
 
     /// Starts `command` with the login shell of the user. Whether the host takes it is told by
@@ -150,8 +145,7 @@ impl Transport {
     pub async fn connect(&self, target: &Target) -> Result<Session, ConnectError> {
         let via = self.via(target).await?;
         let connection = self.open(target, via).await?;
-        let fingerprint = connection.shared.host_key().map(|key| key.fingerprint()).unwrap_or_default();
-        Ok(Session { connection, fingerprint })
+        Ok(Session { connection })
     }
 
     /// The shared connection to the last jump host of the list, opening those before it first.

@@ -1,0 +1,82 @@
+//! Tasks that a host's play carries out on another host, or on the controller's machine.
+
+use rollcall_engine::protocol::{Answer, Call, Reply, ToAgent};
+
+use super::{super::turns::Waiter, Dispatcher, State, encode};
+
+impl Dispatcher {
+    /// A call for another host, or for this machine.
+    pub(super) fn delegate(&mut self, waiter: Waiter, name: &str, call: Call) {
+        if name == "localhost" || name == "127.0.0.1" {
+            self.here(waiter, call);
+            return;
+        }
+        let Some(host) = self.job.hosts.iter().position(|h| h.name == name) else {
+            let names = self.job.hosts.iter().map(|h| h.name.as_str());
+            let mut why = format!("delegate_to: there is no host '{name}'");
+            if let Some(hint) = rollcall_engine::diag::suggest(name, names) {
+                why.push_str(&format!("; {hint}"));
+            }
+            self.answer(vec![(waiter, Answer::Refused(why))]);
+            return;
+        };
+        let id = self.next_call;
+        self.next_call += 1;
+        if self.hosts[host].state == State::Idle {
+            self.dial(host, None);
+        }
+        match encode(&ToAgent::Invoke { id, call }) {
+            Ok(bytes) => match self.hosts[host].state {
+                State::Gone => {
+                    let reply = Reply::Unreachable(format!("{name} is not there"));
+                    self.answer(vec![(waiter, Answer::Reply(Box::new(reply)))]);
+                }
+                State::Starting => {
+                    self.delegated.insert(id, (waiter, host));
+                    self.hosts[host].queued.push(bytes);
+                }
+                _ => {
+                    self.delegated.insert(id, (waiter, host));
+                    if let Some(link) = &self.hosts[host].link {
+                        let _ = link.send(bytes);
+                    }
+                }
+            },
+            Err(why) => self.answer(vec![(waiter, Answer::Refused(why))]),
+        }
+    }
+
+    /// On the controller's machine: as the user who started it, without become.
+    pub(super) fn here(&mut self, (host, id): Waiter, call: Call) {
+        let Some(link) = self.hosts[host].link.clone() else { return };
+        // A thread of its own: modules block.
+        std::thread::spawn(move || {
+            use rollcall_engine::{facts, host::overlay::Overlay, host::real::Real, run::carry_out};
+            let facts = facts::gather(&Real::new());
+            let mut real = Real::new();
+            let reply = if call.check {
+                carry_out(&call, &facts, &mut Overlay::new(&real))
+            } else {
+                carry_out(&call, &facts, &mut real)
+            };
+            let answer = ToAgent::Answer { id, answer: Answer::Reply(Box::new(reply)) };
+            if let Ok(bytes) = encode(&answer) {
+                let _ = link.send(bytes);
+            }
+        });
+    }
+
+    /// Calls that were delegated to a host that is gone.
+    pub(super) fn refuse_calls(&mut self, host: usize) {
+        self.hosts[host].queued.clear();
+        let why = format!("{} is gone", self.name(host));
+        let mut ids: Vec<u64> = self.delegated.iter().filter(|(_, (_, to))| *to == host).map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        for id in ids {
+            if let Some((waiter, _)) = self.delegated.remove(&id) {
+                let reply = Answer::Reply(Box::new(Reply::Unreachable(why.clone())));
+                self.answer(vec![(waiter, reply)]);
+            }
+        }
+    }
+}
