@@ -101,6 +101,9 @@ impl Context {
         if connect.accept_new || ssh.host_keys.as_deref() == Some("accept-new") {
             settings.accept = HostKeyPolicy::AcceptNew;
         }
+        settings.connect_timeout = ssh.connect_timeout.unwrap_or(settings.connect_timeout);
+        settings.keepalive = ssh.keepalive.unwrap_or(settings.keepalive);
+        settings.console_wait = ssh.console_wait.unwrap_or(settings.console_wait);
         if let Some(seconds) = connect.timeout {
             settings.connect_timeout = Duration::from_secs(seconds.max(1));
         }
