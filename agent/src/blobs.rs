@@ -54,6 +54,16 @@ impl Blobs {
         }
     }
 
+    /// Removes halves that a killed run left. The caller holds the host's lock.
+    pub(crate) fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                // Left over, it is a file too many and nothing worse.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// No more will arrive.
     pub(crate) fn end(&self, why: &str) {
         self.state().ended.get_or_insert_with(|| why.to_owned());

@@ -11,10 +11,10 @@ use anyhow::Context as _;
 use rollcall_engine::{
     diag::Severity,
     facts,
-    host::{Write, overlay::Overlay, real::Real},
+    host::{Write, overlay::Overlay, real::Real, unfinished::Unfinished},
     modules::Failure,
     protocol::{Frame, FromAgent, Go, Init, Pack, PlayEnd, Shared, ToAgent, VERSION},
-    run::{Context, Ledger, Runner, preflight::preflight},
+    run::{Context, Ledger, Runner, ledger::private_dir, preflight::preflight},
 };
 use crate::{
     blobs::Blobs,
@@ -119,7 +119,8 @@ fn carry_out(
         return Ok(ExitCode::SUCCESS);
     }
     // Check mode changes nothing, and must also work while somebody else's run is at work.
-    let _lock = if init.check { None } else { Some(lock::take(&paths.run, &init.owner, &init.run_id)?) };
+    let lock = if init.check { None } else { Some(lock::take(&paths.run, &init.owner, &init.run_id)?) };
+    let _unfinished = lock.as_ref().map(|_| tidy(paths, controller));
     let pack = pack(&init, controller).map_err(|e| Failure::new(format!("the run's content is broken: {e:#}")))?;
     for (hash, bytes) in pack.files {
         controller.blobs.put(hash, bytes.0);
@@ -161,6 +162,16 @@ fn carry_out(
             return Ok(ExitCode::SUCCESS);
         }
     }
+}
+
+/// Removes what a killed run left, and writes down what this one would leave.
+fn tidy(paths: &Paths, controller: &Controller) -> Unfinished {
+    // On a disk that cannot be written a run that changes nothing must work all the same.
+    if let Err(failure) = private_dir(&paths.state) {
+        tracing::debug!(why = failure.message, "unfinished work is not written down");
+    }
+    controller.blobs.sweep();
+    Unfinished::begin(&paths.state.join("unfinished"))
 }
 
 fn pack(init: &Init, controller: &Controller) -> anyhow::Result<Pack> {

@@ -61,7 +61,7 @@ pub struct Ssh {
     pub host_keys: Option<String>,
     /// For each stage of connecting.
     pub connect_timeout: Option<Duration>,
-    /// Silence after which a probe is sent; zero: never.
+    /// Silence before a probe; zero switches it off.
     pub keepalive: Option<Duration>,
     /// How long an EC2 console may lag at first contact.
     pub console_wait: Option<Duration>,
@@ -157,14 +157,9 @@ impl Ssh {
         ssh.user = fields.take("user").and_then(|n| text(n, out));
         ssh.port = fields.take("port").and_then(|n| count(n, "port", 65_535, out)).and_then(|n| u16::try_from(n).ok());
         ssh.config = fields.take("config").and_then(|n| text(n, out)).map(|p| resolve(root, &p));
-        for (name, slot, zero) in [
-            // Connecting within no time at all cannot be meant; the others may be switched off.
-            ("connect_timeout", &mut ssh.connect_timeout, false),
-            ("keepalive", &mut ssh.keepalive, true),
-            ("console_wait", &mut ssh.console_wait, true),
-        ] {
-            *slot = fields.take(name).and_then(|n| seconds(n, name, zero, out));
-        }
+        ssh.connect_timeout = fields.take("connect_timeout").and_then(|n| seconds(n, "connect_timeout", false, out));
+        ssh.keepalive = fields.take("keepalive").and_then(|n| seconds(n, "keepalive", true, out));
+        ssh.console_wait = fields.take("console_wait").and_then(|n| seconds(n, "console_wait", true, out));
         if let Some(node) = fields.take("host_keys") {
             const KNOWN: [&str; 2] = ["strict", "accept-new"];
             match text(node, out) {
@@ -224,19 +219,6 @@ fn texts(node: &Node, out: &mut Diagnostics) -> Vec<String> {
     node.one_or_many().into_iter().filter_map(|n| text(n, out)).collect()
 }
 
-fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<Duration> {
-    let seconds = match node.kind {
-        Kind::Int(n) => u64::try_from(n).ok().map(Duration::from_secs),
-        Kind::Float(f) => Duration::try_from_secs_f64(f).ok(),
-        _ => None,
-    };
-    let seconds = seconds.filter(|s| zero || !s.is_zero());
-    if seconds.is_none() {
-        out.push(node.expected(&format!("a number of seconds for '{key}'")));
-    }
-    seconds
-}
-
 fn count(node: &Node, key: &str, most: usize, out: &mut Diagnostics) -> Option<usize> {
     let number = match node.kind {
         Kind::Int(n) => usize::try_from(n).ok().filter(|n| (1..=most).contains(n)),
@@ -246,6 +228,17 @@ fn count(node: &Node, key: &str, most: usize, out: &mut Diagnostics) -> Option<u
         out.push(Diagnostic::error(node.span, format!("'{key}' must be a whole number from 1 to {most}")));
     }
     number
+}
+
+/// Seconds, whole or not; zero only where it means something.
+fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<Duration> {
+    let number = node.to_value().as_f64().filter(|n| if zero { *n >= 0.0 } else { *n > 0.0 });
+    let time = number.and_then(|n| Duration::try_from_secs_f64(n).ok());
+    if time.is_none() {
+        let least = if zero { "zero or more" } else { "more than zero" };
+        out.push(Diagnostic::error(node.span, format!("'{key}' must be a number of seconds, {least}")));
+    }
+    time
 }
 
 /// A path of the file: `~/` is the home folder, a relative one starts at the file.
@@ -273,7 +266,7 @@ mod tests {
     fn everything_is_read_and_paths_start_at_the_file() {
         let project = read(
             "inventory: [a.yaml, /b]\nplaybooks: plays\nroles: [mine, ../shared]\ncluster: prod\nforks: 50\n\
-             ssh:\n  user: admin\n  port: 2222\n  identity_file: key\n  known_hosts: [kh]\n  jump: a,b\n  kex: [x, y]\n  config: ssh_config\n  host_keys: accept-new\n\
+             ssh:\n  user: admin\n  port: 2222\n  identity_file: key\n  known_hosts: [kh]\n  jump: a,b\n  kex: [x, y]\n  config: ssh_config\n  host_keys: accept-new\n  connect_timeout: 2.5\n  keepalive: 0\n\
              store: {type: file, path: secrets}\n",
         )
         .unwrap();
@@ -285,6 +278,10 @@ mod tests {
         assert_eq!(project.ssh.identity_file, [PathBuf::from("sub/key")]);
         assert_eq!((project.ssh.jump.len(), project.ssh.kex.len()), (2, 2));
         assert_eq!(project.ssh.host_keys.as_deref(), Some("accept-new"));
+        assert_eq!(project.ssh.connect_timeout, Some(Duration::from_millis(2500)));
+        assert_eq!((project.ssh.keepalive, project.ssh.console_wait), (Some(Duration::ZERO), None));
+        assert!(read("ssh: {connect_timeout: 0}\n").is_err());
+        assert!(read("ssh: {keepalive: soon}\n").is_err());
         let store = project.store.unwrap();
         assert_eq!((store.kind.as_str(), store.settings.to_value()), ("file", serde_json::json!({"path": "secrets"})));
     }

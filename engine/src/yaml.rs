@@ -37,12 +37,16 @@ pub fn to_string(value: &serde_json::Value) -> Result<String, String> {
 
 /// Adds what the scanner cannot know: a tab is the usual reason of its more puzzling messages.
 fn explain(diagnostic: Diagnostic, file: FileId, text: &str) -> Diagnostic {
-    let line = text.lines().nth((diagnostic.span.line as usize).saturating_sub(1)).unwrap_or("");
-    let indent: String = line.chars().take_while(|c| c.is_whitespace()).collect();
-    if let Some(at) = indent.chars().position(|c| c == '\t') {
-        let column = u32::try_from(at + 1).unwrap_or(1);
+    // It points to where the value began whose next line has the tab.
+    let reach = if diagnostic.message.ends_with("found a tab") { usize::MAX } else { 1 };
+    let lines = text.lines().zip(1..).skip((diagnostic.span.line as usize).saturating_sub(1)).take(reach);
+    let tab = |(line, number): (&str, u32)| {
+        let mut indent = line.chars().take_while(|c| c.is_whitespace());
+        indent.position(|c| c == '\t').map(|at| (number, u32::try_from(at + 1).unwrap_or(1)))
+    };
+    if let Some((line, column)) = lines.into_iter().find_map(tab) {
         return Diagnostic::error(
-            Span { file, line: diagnostic.span.line, column },
+            Span { file, line, column },
             "a tab cannot indent YAML",
         )
         .hint("indent with spaces");
@@ -330,6 +334,8 @@ mod tests {
         assert_eq!((duplicate.span.line, duplicate.message.as_str()), (3, "duplicate key 'a'"));
         let tab = read("a:\n\tb: 1\n").unwrap_err();
         assert_eq!((tab.span.line, tab.message.as_str()), (2, "a tab cannot indent YAML"));
+        let tab = read("- a: all\n\tb: 1\n").unwrap_err();
+        assert_eq!((tab.span.line, tab.span.column, tab.message.as_str()), (2, 1, "a tab cannot indent YAML"));
         assert!(read("a: !vault x\n").unwrap_err().message.contains("!vault"));
         assert!(read("a: {{ b }}\n").unwrap_err().hint.unwrap().contains("quote"));
         assert!(read("a: [1, 2\n").is_err());

@@ -17,7 +17,7 @@ use std::{
 
 use nix::{errno::Errno, libc, sys::stat};
 
-use super::{Command, Fill, exec};
+use super::{Command, Fill, exec, unfinished};
 use crate::modules::Failure;
 
 /// Every temporary name starts with it.
@@ -94,6 +94,7 @@ pub(super) fn put(path: &Path, ids: &Ids, validate: Option<&str>, fill: Fill<'_>
     // A link's own owner and mode say nothing about the file that takes its place.
     let kept = existing.filter(fs::Metadata::is_file);
     clean(parent);
+    unfinished::write_down(parent);
     let temp = Temp::new(path, parent, name, validate.is_some())?;
     // Without a wish for the mode a new file gets what the umask leaves; everything else starts closed.
     let first = if kept.is_none() && ids.mode.is_none() { 0o666 } else { 0o600 };
@@ -195,6 +196,8 @@ pub(super) fn mkdir(path: &Path, ids: &Ids) -> Result<(), Failure> {
     if fs::symlink_metadata(path).is_ok() {
         return Err(Failure::new(format!("cannot make the folder {}: something is there", path.display())));
     }
+    clean(parent);
+    unfinished::write_down(parent);
     // Under our own name first, so that the folder never stands there with the wrong owner.
     let temp = parent.join(temp_name(name, ".tmp"));
     let first = if ids.mode.is_some() || ids.uid.is_some() || ids.gid.is_some() { 0o700 } else { 0o777 };
@@ -211,6 +214,7 @@ pub(super) fn link(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> R
     let (parent, name) = place(path)?;
     standing(path, parent)?;
     clean(parent);
+    unfinished::write_down(parent);
     let temp = parent.join(temp_name(name, ".tmp"));
     make(&temp).map_err(|e| explain("link", path, &e))?;
     let renamed = fs::rename(&temp, path).map_err(|e| explain("replace", path, &e));
@@ -245,7 +249,9 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), Failure> {
 
 fn temp_name(name: &OsStr, suffix: &str) -> OsString {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let mut temp = OsString::from(format!("{PREFIX}{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+    let pid = std::process::id();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut temp = OsString::from(format!("{PREFIX}{pid}-{}-{number}-", began(pid).unwrap_or(0)));
     let bytes = name.as_bytes();
     temp.push(OsStr::from_bytes(&bytes[..bytes.len().min(180)]));
     temp.push(suffix);
@@ -280,14 +286,32 @@ impl Drop for Temp {
     }
 }
 
+/// When a process began, in ticks since the machine's start; `None` where the kernel does not tell.
+fn began(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name, in parentheses, may hold anything. Fields after it are counted from the third.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether the writer of a temporary name is still at work. After the machine's restart its number may be another's.
+fn is_alive(pid: u32, start: u64) -> bool {
+    let Ok(number) = i32::try_from(pid) else { return false };
+    if nix::sys::signal::kill(nix::unistd::Pid::from_raw(number), None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    began(pid).is_none_or(|now| now == start)
+}
+
 /// Removes what writers that are no longer alive left in a folder.
-fn clean(folder: &Path) {
+pub(super) fn clean(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(rest) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)?.strip_suffix(".tmp")) else { continue };
-        let Some(pid) = rest.split('-').next().and_then(|p| p.parse::<i32>().ok()).filter(|p| *p > 0) else { continue };
-        if nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
+        let mut numbers = rest.split('-').map(|n| n.parse::<u64>().ok());
+        let (Some(Some(pid)), Some(Some(start))) = (numbers.next(), numbers.next()) else { continue };
+        let Some(pid) = u32::try_from(pid).ok().filter(|p| *p > 0) else { continue };
+        if !is_alive(pid, start) {
             let path = entry.path();
             let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
             // Left for the next time where it cannot be removed now: the write itself is what matters.

@@ -22,6 +22,7 @@ pub mod exec;
 pub mod overlay;
 /// The machine itself.
 pub mod real;
+pub mod unfinished;
 
 /// Writes the content of a file, piece by piece.
 pub type Fill<'a> = &'a mut dyn FnMut(&mut dyn io::Write) -> Result<(), Failure>;

@@ -19,6 +19,8 @@ use crate::{
 
 /// The layout of the file.
 const VERSION: u32 = 1;
+/// How names of files begin that are being written.
+const HALF: &str = ".half-";
 
 /// A handler that is owed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +98,27 @@ impl Ledger {
                 stored.version
             )));
         }
-        Ok(Self { dir: dir.to_path_buf(), generation: stored.generation, persistent, debts: stored.debts })
+        let ledger = Self { dir: dir.to_path_buf(), generation: stored.generation, persistent, debts: stored.debts };
+        if persistent {
+            ledger.sweep();
+        }
+        Ok(ledger)
+    }
+
+    /// Removes what a killed run left: copies that no debt names, halves of files. Only who holds the host's lock opens a
+    /// ledger for writing, so nobody is at work on them.
+    fn sweep(&self) {
+        let copies: Vec<&PathBuf> = self.debts.iter().flat_map(|d| &d.backups).filter_map(|b| b.copy.as_ref()).collect();
+        let backup = self.dir.join("backup");
+        for folder in [&self.dir, &backup] {
+            for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                let half = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(HALF));
+                if half || *folder == backup && !copies.contains(&&path) {
+                    // Left over, it is a file too many and nothing worse.
+                    let _ = fs::remove_file(path);
+                }
+            }
+        }
     }
 
     /// All debts, oldest first.
@@ -176,7 +198,7 @@ pub fn private_dir(dir: &Path) -> Result<(), Failure> {
 fn atomic(path: &Path, content: &[u8]) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let dir = path.parent().unwrap_or(Path::new("/"));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        let mut file = tempfile::Builder::new().prefix(HALF).tempfile_in(dir)?;
         io::Write::write_all(&mut file, content)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
@@ -235,6 +257,27 @@ mod tests {
         assert!(Ledger::open(dir.path(), true).unwrap_err().message.contains("cannot understand"));
         fs::write(dir.path().join("ledger.json"), r#"{"version":9,"generation":1,"debts":[]}"#).unwrap();
         assert!(Ledger::open(dir.path(), true).unwrap_err().message.contains("layout 9"));
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(dir.path(), true).unwrap();
+        let (owed, orphan) = (ledger.copy_path("r1", 0), ledger.copy_path("r1", 1));
+        ledger.keep(&owed, b"old").unwrap();
+        ledger.keep(&orphan, b"old").unwrap();
+        let (mode, owner, group) = (0o644, "root".to_owned(), "root".to_owned());
+        let backup = Backup { path: "/etc/x".into(), copy: Some(owed.clone()), mode, owner, group };
+        ledger.owe(debt(vec![backup])).unwrap();
+        fs::write(dir.path().join(format!("{HALF}a")), "{").unwrap();
+        fs::write(dir.path().join("backup").join(format!("{HALF}b")), "x").unwrap();
+        // Check mode looks and leaves everything where it is.
+        Ledger::open(dir.path(), false).unwrap();
+        assert!(orphan.exists());
+        Ledger::open(dir.path(), true).unwrap();
+        let names = |dir: &Path| fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+        assert_eq!(names(&dir.path().join("backup")), [owed]);
+        assert_eq!(names(dir.path()).len(), 2);
     }
 
     #[test]
