@@ -51,7 +51,12 @@ fn conditions_loops_and_results() {
     let log = ground.run(
         r#"
 - hosts: all
-  vars: {list: [1, 2, 3], map: {a: 1, b: 2}, yes_: true}
+  vars:
+    list: [1, 2, 3]
+    map: {a: 1, b: 2}
+    yes_: true
+    home: "{{ lookup('env', 'HOME') }}"
+    this_file: "{{ lookup('file', 'site.yaml') }}"
   tasks:
     - say: when
       when: yes_
@@ -91,10 +96,8 @@ fn conditions_loops_and_results() {
     - copy: {content: x, dest: /home/admin/omitted, mode: "{{ nothing | default(omit) }}"}
     - say: environment $GREETING $OTHER
       environment: {GREETING: "hello {{ text }}", OTHER: "{{ number }}"}
-    - say: lookup {{ lookup('env', 'HOME') | length > 0 }} {{ lookup('file', 'here.txt') }}
-"#
-        .replace("lookup('file', 'here.txt')", "lookup('file', 'site.yaml') | length > 100")
-        .as_str(),
+    - say: lookup {{ home | length > 0 }} {{ this_file | length > 100 }}
+"#,
         0,
     );
     assert_eq!(
@@ -170,6 +173,9 @@ fn handlers_run_once_in_order_and_when_flushed() {
     - command: "true"
       changed_when: false
       notify: never
+    - stat: {path: /etc/hostname}
+      changed_when: true
+      notify: fourth
     - say: before
     - meta: flush_handlers
     - say: between
@@ -185,6 +191,8 @@ fn handlers_run_once_in_order_and_when_flushed() {
     - name: third
       say: third
       listen: topic
+    - name: fourth
+      say: fourth
     - name: chain
       say: chain
       notify: link
@@ -195,7 +203,7 @@ fn handlers_run_once_in_order_and_when_flushed() {
 "#,
         0,
     );
-    assert_eq!(log, "pre\nsecond\nbefore\nfirst\nthird\nbetween\nchain\nlink\npost\n");
+    assert_eq!(log, "pre\nsecond\nbefore\nfirst\nthird\nfourth\nbetween\nchain\nlink\npost\n");
 }
 
 #[test]
@@ -273,8 +281,8 @@ fn includes_imports_and_roles() {
       loop: [x, y]
     - import_role: {name: main_one, tasks_from: other}
     - include_role: {name: base_one}
-    - say: "{{ word }}"
-      vars: {word: from task}
+    - say: "{{ word }} {{ own }}"
+      vars: {word: from task, own: own of the task}
 "#,
         &["-e", "extra=given", "-e", "{\"filed\": \"from -e\"}"],
         0,
@@ -282,7 +290,7 @@ fn includes_imports_and_roles() {
     assert_eq!(
         log,
         "base_one\nmain_one host 2 role vars main_one\ngroup host from -e given\nimported from import\nfor debian from play\n\
-         from include_vars 1\n1\nincluded x\nincluded y\nother tasks of main_one\nbase_one\nfrom task\nrole handler\n"
+         from include_vars 1\n1\nincluded x\nincluded y\nother tasks of main_one\nbase_one\nfrom include_vars own of the task\nrole handler\n"
     );
     assert_eq!(ground.hosts.read(0, "/home/admin/t"), "size 2\n");
 }
