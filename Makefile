@@ -21,8 +21,10 @@ as_root = $$(dir="$(bindir)"; while [ ! -e "$$dir" ]; do dir=$$(dirname "$$dir")
 T ?=
 # For `make fuzz`: how many inputs each property gets.
 CASES ?= 200000
+# For `make test-faults`: how many of each kind.
+KILLS ?= 100
 
-.PHONY: help setup build demo demo-shell demo-ui demo-down test test-unit test-lab lint bench fuzz install uninstall clean-cache
+.PHONY: help setup build demo demo-shell demo-ui demo-down test test-unit test-lab test-faults lint bench fuzz install uninstall clean-cache
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,9 @@ test-unit: ## The tests that need neither root nor hosts
 
 test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or a file's
 	@tests/run lab $(T)
+
+test-faults: ## 100 kills (-9) each of controller, agent and host, at random points (root); KILLS=N
+	@ROLLCALL_TEST_KILLS=$(KILLS) tests/run lab seeded_kills
 
 lint: ## Format and lints
 	cargo fmt --all --check

@@ -27,8 +27,10 @@ const SITE: &str = r#"
     - name: Template
       template: {src: ports.j2, dest: /srv/rich/etc/conf.d/ports, mode: "0644"}
       notify: restart
+    - name: File that is only begun
+      copy: {content: "begin\n", dest: /srv/rich/etc/begun, force: false}
     - name: Line in a file that is made before
-      lineinfile: {path: /srv/rich/etc/name, line: more}
+      lineinfile: {path: /srv/rich/etc/begun, line: more}
     - name: Line in a file that is there
       lineinfile: {path: /etc/hosts, line: "192.0.2.9 rich.example"}
     - name: Link to a file that is made before

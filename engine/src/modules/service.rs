@@ -351,6 +351,9 @@ fn stays_up(host: &dyn Read, name: &str, settle: Duration, action: Action) -> Re
     Ok(())
 }
 
+/// How often systemd is asked again that gave no answer.
+const ASKED_AGAIN: u32 = 10;
+
 /// What `systemctl show` says.
 struct Shown {
     kind: String,
@@ -363,7 +366,22 @@ struct Shown {
 impl Shown {
     fn ask(host: &dyn Read, name: &str) -> Result<Self, Failure> {
         let command = Command::new(["systemctl", "show", "-p", "Type,ActiveState,SubState,Result,NRestarts", "--", name]);
-        let output = text(&host.query(&command)?.stdout);
+        let mut asked = host.query(&command)?;
+        // systemd that is busy, with a reload or with a machine under load, says nothing about the unit: that is not "down".
+        for _ in 0..ASKED_AGAIN {
+            if asked.code == 0 && !asked.stdout.is_empty() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(500));
+            asked = host.query(&command)?;
+        }
+        if asked.code != 0 || asked.stdout.is_empty() {
+            let why = text(&asked.stderr);
+            let why = why.lines().next().unwrap_or("no answer");
+            return Err(Failure { changed: true, ..Failure::new(format!("systemd does not tell how {name} is: {why}")) }
+                .hint("see systemctl status, and run again"));
+        }
+        let output = text(&asked.stdout);
         let get = |key: &str| {
             output.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap_or_default().to_owned()
         };

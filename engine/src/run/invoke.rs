@@ -192,8 +192,39 @@ impl Runner<'_> {
         self.settle(task, noted, changed, attempt)
     }
 
-    /// Notes are kept where something changed; else they are taken back.
+    /// `changed_when` has spoken: it, not the module, decides whether handlers are notified.
+    pub(super) fn settle_judged(&mut self, task: &Task, scope: &Scope, attempt: Attempt) -> Attempt {
+        let noted = self.state.noted.take();
+        if task.changed_when.is_none() || task.notify.is_empty() {
+            return attempt;
+        }
+        let changed = match &attempt {
+            Attempt::Done(outcome, _) => outcome.changed || outcome.unknown,
+            Attempt::Failed(failure, _) => failure.changed,
+            _ => false,
+        };
+        let noted = match noted {
+            Some(noted) => noted,
+            // The module saw nothing to change, and so owes nothing yet.
+            None if changed => match self.note(task, scope, &[]) {
+                Ok(noted) => noted,
+                Err(attempt) => return attempt,
+            },
+            None => return attempt,
+        };
+        let settled = if changed { self.keep(task, &noted) } else { self.withdraw(task, &noted) };
+        match settled {
+            Ok(()) => attempt,
+            Err(failure) => Attempt::Failed(failure, task.span),
+        }
+    }
+
+    /// Notes are kept where something changed; else they are taken back. With `changed_when` that is not known yet.
     fn settle(&mut self, task: &Task, noted: Vec<u32>, changed: bool, attempt: Attempt) -> Attempt {
+        if task.changed_when.is_some() {
+            self.state.noted = Some(noted);
+            return attempt;
+        }
         let settled = if changed { self.keep(task, &noted) } else { self.withdraw(task, &noted) };
         match settled {
             Ok(()) => attempt,

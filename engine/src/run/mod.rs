@@ -115,6 +115,8 @@ struct State {
     rescues: usize,
     /// Handlers that this run notified, by task id; the tasks that did so.
     notified: HashMap<u32, Vec<u32>>,
+    /// Handlers that the task at hand wrote down as new debts, until `changed_when` says whether it owes them.
+    noted: Option<Vec<u32>>,
     /// The play being carried out, with its batch.
     go: Option<Go>,
 }

@@ -246,6 +246,7 @@ impl Runner<'_> {
             tried += 1;
             let attempt = self.action(play, task, scope);
             let attempt = self.judge(task, scope, attempt);
+            let attempt = self.settle_judged(task, scope, attempt);
             if matches!(attempt, Attempt::Unknown(_)) || task.until.is_empty() && retries == 0 {
                 return attempt;
             }

@@ -1,0 +1,177 @@
+//! Hosts that are ill: full and read-only disks, folders where files should be, mirrors that fail, agents that cannot run,
+//! hosts that are down. Each is told on its own host, with a reason; the others finish; and the next run repairs.
+
+use std::time::Duration;
+
+use rollcall_tests::{Borrowed, Lab, Project, Said};
+
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// A project in which hosts that are gone are noticed after seconds.
+fn project(hosts: &Borrowed) -> Project {
+    let project = Project::new(&hosts.lab, hosts.hosts());
+    let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
+    project.file("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 5\n"))
+}
+
+/// The recap's failed and unreachable counts of a host.
+#[track_caller]
+fn bad(said: &Said, host: &str) -> (u32, u32) {
+    let pattern = regex::Regex::new(&format!(r"(?m)^{host} +: ok=\d+ +changed=\d+ +failed=(\d+) +unreachable=(\d+)")).expect("a pattern");
+    let found = pattern.captures(&said.out).unwrap_or_else(|| panic!("no recap of {host}\n{}", said.report()));
+    (found[1].parse().expect("digits"), found[2].parse().expect("digits"))
+}
+
+const LEFT: &str = "find / -xdev \\( -name '.rollcall-*' -o -name '.half-*' \\) -print";
+
+#[test]
+fn a_full_disk_on_one_host_is_told_and_loses_nothing() {
+    let hosts = Lab::shared().borrow(2, "");
+    let project = project(&hosts).file(
+        "site.yaml",
+        "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: \"{{ ('line ' ~ text ~ '\\n') * 5000 }}\", dest: /srv/large}\n      notify: told\n  \
+         handlers:\n    - name: told\n      shell: sha256sum < /srv/large > /srv/sum\n",
+    );
+    project.controller(["run", "site.yaml", "-e", "text=old"]).ok();
+    let before = hosts.root(0, "cat /srv/large /srv/sum | sha256sum").ok().out;
+    hosts.lab.lab(["fault", hosts.name(0), "disk-full"]).ok();
+    let said = project.controller(["run", "site.yaml", "-e", "text=new"]);
+    hosts.lab.lab(["fault", hosts.name(0), "clear"]).ok();
+    let said = said.ends(4).says("No space left on device");
+    assert_eq!((bad(&said, hosts.name(0)), bad(&said, hosts.name(1))), ((1, 0), (0, 0)), "{}", said.report());
+    assert_eq!(hosts.root(0, "cat /srv/large /srv/sum | sha256sum").ok().out, before, "the old file stands there whole");
+    assert_eq!(hosts.root(0, LEFT).ok().out, "");
+    project.controller(["run", "site.yaml", "-e", "text=new"]).ok();
+    let both = |line: &str| (hosts.root(0, line).ok().out, hosts.root(1, line).ok().out);
+    let (one, other) = both("cat /srv/large /srv/sum | sha256sum");
+    assert_eq!(one, other);
+    assert_ne!(one, before);
+}
+
+#[test]
+fn a_read_only_disk_on_one_host_is_told_and_the_other_goes_on() {
+    let hosts = Lab::shared().borrow(2, "");
+    let project = project(&hosts).file(
+        "site.yaml",
+        "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: '{{ text }}', dest: /srv/file}\n",
+    );
+    project.controller(["run", "site.yaml", "-e", "text=old"]).ok();
+    hosts.lab.lab(["fault", hosts.name(0), "read-only"]).ok();
+    let unchanged = project.controller(["run", "site.yaml", "-e", "text=old"]);
+    let said = project.controller(["run", "site.yaml", "-e", "text=new"]);
+    hosts.lab.lab(["fault", hosts.name(0), "clear"]).ok();
+    unchanged.ok();
+    let said = said.ends(4).says("Read-only file system").says("read-only");
+    assert_eq!((bad(&said, hosts.name(0)), bad(&said, hosts.name(1))), ((1, 0), (0, 0)), "{}", said.report());
+    assert_eq!((hosts.read(0, "/srv/file").as_str(), hosts.read(1, "/srv/file").as_str()), ("old", "new"));
+    project.controller(["run", "site.yaml", "-e", "text=new"]).ok();
+    assert_eq!(hosts.read(0, "/srv/file"), "new");
+}
+
+#[test]
+fn what_stands_in_the_way_is_told_and_stays() {
+    let hosts = Lab::shared().borrow(1, "");
+    let task = |text: &str| format!("- hosts: all\n  become: true\n  tasks:\n    - {text}\n");
+    let project = project(&hosts).file("templates/t.j2", "text\n");
+    hosts.root(0, "mkdir -p /srv/folder/inside; echo file > /srv/file").ok();
+    for (text, expected) in [
+        ("copy: {content: x, dest: /srv/folder}", "a folder is there"),
+        ("template: {src: t.j2, dest: /srv/folder/inside/../../folder}", "folder"),
+        ("file: {path: /srv/file, state: directory}", "/srv/file"),
+        ("copy: {content: x, dest: /srv/file/below}", "/srv/file is not a folder"),
+        ("copy: {content: x, dest: /srv/nowhere/file}", "/srv/nowhere does not exist"),
+        ("lineinfile: {path: /srv/none, line: x}", "/srv/none"),
+        ("copy: {content: x, dest: /srv/x, owner: nobody_like_it}", "nobody_like_it"),
+        ("copy: {content: x, dest: /srv/x, validate: 'false %s'}", "validation"),
+        ("service: {name: none-like-it, state: started}", "none-like-it"),
+        ("command: /srv/no-program", "/srv/no-program"),
+        ("command: {argv: [sleep, '30'], timeout: 1}", "timeout"),
+    ] {
+        project.write("site.yaml", &task(text));
+        let said = project.controller(["run", "site.yaml"]);
+        assert!([3, 4].contains(&said.code), "{text}\n{}", said.report());
+        said.says(expected).says("site.yaml:4");
+    }
+    assert_eq!(hosts.root(0, "find /srv | sort | tr '\\n' ' '; cat /srv/file").ok().out, "/srv /srv/file /srv/folder /srv/folder/inside file\n");
+}
+
+#[test]
+fn a_mirror_that_fails_leaves_the_old_file() {
+    let hosts = Lab::shared().borrow(1, "");
+    let mirror = hosts.lab.status().mirror;
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let path = format!("consul/1.22.2/consul_1.22.2_linux_{architecture}.zip");
+    let sums = format!("{mirror}/consul/1.22.2/consul_1.22.2_SHA256SUMS");
+    let project = project(&hosts);
+    hosts.root(0, "echo old > /srv/consul.zip").ok();
+    let run = |url: &str, checksum: &str| {
+        project.write(
+            "site.yaml",
+            &format!("- hosts: all\n  become: true\n  tasks:\n    - download: {{url: '{url}', dest: /srv/consul.zip, checksum: '{checksum}', retries: 1}}\n"),
+        );
+        project.controller(["run", "site.yaml"])
+    };
+    let by_list = format!("sha256:{sums}");
+    run(&format!("{mirror}/faults/404/{path}"), &by_list).ends(4).says("404").says("site.yaml:4");
+    run(&format!("{mirror}/faults/half/{path}"), &by_list).ends(4).says("site.yaml:4");
+    run(&format!("{mirror}/{path}"), &format!("sha256:{}", "0".repeat(64))).ends(4).says("checksum").says(&"0".repeat(64));
+    run("http://192.0.2.1/x.zip", &format!("sha256:{}", "0".repeat(64))).ends(4).says("192.0.2.1");
+    assert_eq!(hosts.read(0, "/srv/consul.zip"), "old\n");
+    assert_eq!(hosts.root(0, LEFT).ok().out, "");
+    run(&format!("{mirror}/{path}"), &by_list).ok();
+    hosts.root(0, "unzip -tq /srv/consul.zip").ok();
+}
+
+#[test]
+fn an_agent_that_cannot_run_there_is_told_and_leaves_nothing() {
+    let hosts = Lab::shared().borrow(2, "");
+    let project = project(&hosts).file("site.yaml", "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: x, dest: /srv/file}\n");
+    hosts.root(0, "mkdir -p /usr/local/lib/rollcall && mount -t tmpfs -o noexec tmpfs /usr/local/lib/rollcall").ok();
+    let said = project.controller(["run", "site.yaml"]).ends(5).says("noexec");
+    assert_eq!((bad(&said, hosts.name(0)), bad(&said, hosts.name(1))), ((0, 1), (0, 0)), "{}", said.report());
+    assert_eq!(hosts.root(0, "ls -A /usr/local/lib/rollcall; ls /srv").ok().out, "");
+    assert_eq!(hosts.read(1, "/srv/file"), "x");
+    hosts.root(0, "umount /usr/local/lib/rollcall").ok();
+    project.controller(["run", "site.yaml"]).ok();
+    assert_eq!(hosts.read(0, "/srv/file"), "x");
+}
+
+#[test]
+fn a_host_killed_in_mid_run_is_told_once_while_the_others_finish() {
+    let hosts = Lab::shared().borrow(3, "");
+    let project = project(&hosts).file(
+        "site.yaml",
+        "- hosts: all\n  become: true\n  tasks:\n    - shell: touch /srv/began; sleep 3\n      args: {creates: /srv/ended}\n    \
+         - copy: {content: x, dest: /srv/ended}\n",
+    );
+    let run = project.start(["run", "site.yaml"]);
+    hosts.root(0, "for i in $(seq 600); do test -e /srv/began && exit 0; sleep 0.1; done; exit 1").ok();
+    hosts.lab.lab(["kill", hosts.name(0)]).ok();
+    let said = run.wait(LIMIT).ends(5);
+    assert_eq!(bad(&said, hosts.name(0)), (0, 1), "{}", said.report());
+    assert_eq!((bad(&said, hosts.name(1)), bad(&said, hosts.name(2))), ((0, 0), (0, 0)), "{}", said.report());
+    assert_eq!(said.out.matches("UNREACH.").count(), 1, "{}", said.report());
+    hosts.lab.lab(["start", hosts.name(0)]).ok();
+    project.controller(["run", "site.yaml"]).ok();
+    assert_eq!(hosts.read(0, "/srv/ended"), "x");
+}
+
+#[test]
+fn a_second_interrupt_ends_the_run_at_once_and_no_file_is_half_written() {
+    let hosts = Lab::shared().borrow(1, "");
+    let project = project(&hosts).file(
+        "site.yaml",
+        "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: before, dest: /srv/file}\n    - shell: touch /srv/began; sleep 20\n    \
+         - copy: {content: after, dest: /srv/file}\n",
+    );
+    let run = project.start(["run", "site.yaml"]);
+    hosts.root(0, "for i in $(seq 600); do test -e /srv/began && exit 0; sleep 0.1; done; exit 1").ok();
+    run.signal("INT");
+    std::thread::sleep(Duration::from_secs(1));
+    let asked = std::time::Instant::now();
+    run.signal("INT");
+    let said = run.wait(LIMIT).ends(130);
+    assert!(asked.elapsed() < Duration::from_secs(8), "the second one does not wait for the task\n{}", said.report());
+    assert_eq!(hosts.read(0, "/srv/file"), "before");
+    assert_eq!(hosts.root(0, LEFT).ok().out, "");
+}
