@@ -130,11 +130,12 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
 #[test]
 fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     let cluster = Cluster::plan();
+    cluster.configure("consul_client_addr: 0.0.0.0\n");
     cluster.run([]).ok();
 
     // What Consul refuses does not get to its place, and nothing restarts.
     let before = cluster.hosts.read(0, "/etc/consul.d/consul.json");
-    cluster.configure("consul_config: {serverr: 1}\n");
+    cluster.configure("consul_client_addr: 0.0.0.0\nconsul_config: {serverr: 1}\n");
     cluster.run([]).ends(4).says("invalid config key serverr");
     assert_eq!(cluster.hosts.read(0, "/etc/consul.d/consul.json"), before);
     // What is known to be wrong before the run ends it before anything is touched.
@@ -143,20 +144,26 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
         assert_eq!(cluster.journal(server, "Started consul").len(), 1);
     }
 
-    // Ten writes a second through the client's agent, and a look at the cluster five times a second.
+    // Ten writes a second, to a server that listens: one that refuses the connection has not got the write, so that the next
+    // one is asked, as programs with several addresses do. Whatever a server was sent and did not confirm counts as failed.
+    // (A client's agent would add failures of its own: it keeps streams to a server that has stopped, and finds out by a write.)
+    // And a look at the cluster five times a second.
     cluster.client("mkdir -p /run/test").ok();
-    let writer = cluster.background(
-        "n=0; while [ ! -e /run/test/stop ]; do n=$((n+1)); \
-         code=$(curl --silent --max-time 20 --output /run/test/body --write-out '%{http_code}' --request PUT --data $n http://127.0.0.1:8500/v1/kv/test/$n); \
-         echo \"$n $code $(head -c 200 /run/test/body)\" >> /run/test/writes; sleep 0.1; done",
-    );
+    let addresses: Vec<&str> = (0..SERVERS).map(|server| cluster.hosts.host(server).address.as_str()).collect();
+    let writer = cluster.background(&format!(
+        "set -- {}; n=0; while [ ! -e /run/test/stop ]; do n=$((n+1)); \
+         while :; do code=$(curl --silent --max-time 20 --output /run/test/body --write-out '%{{http_code}}' --request PUT --data $n http://$1:8500/v1/kv/test/$n); \
+         end=$?; [ $end = 7 ] || break; first=$1; shift; set -- \"$@\" $first; sleep 0.01; done; \
+         echo \"$n $code $end $1 $(head -c 200 /run/test/body)\" >> /run/test/writes; sleep 0.1; done",
+        addresses.join(" ")
+    ));
     let observer = cluster.background(
         "while [ ! -e /run/test/stop ]; do now=$(date +%s.%N); \
          echo \"$now $(curl --silent --max-time 2 http://127.0.0.1:8500/v1/operator/autopilot/health)\" >> /run/test/health; sleep 0.2; done",
     );
     std::thread::sleep(Duration::from_secs(2));
     let elections = cluster.elections();
-    cluster.configure("consul_config: {limits: {http_max_conns_per_client: 500}}\n");
+    cluster.configure("consul_client_addr: 0.0.0.0\nconsul_config: {limits: {http_max_conns_per_client: 500}}\n");
     let changed = cluster.run(["--limit", "consul_servers"]).ok();
     let elections = cluster.elections() - elections;
     cluster.client("sleep 1; touch /run/test/stop").ok();
