@@ -35,6 +35,13 @@ impl From<Diagnostic> for Wrong {
     }
 }
 
+/// What a play says about logging in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Login {
+    pub(crate) user: Option<String>,
+    pub(crate) port: Option<u16>,
+}
+
 /// The project and what the command line adds to it.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -119,6 +126,7 @@ impl Context {
         inventory: &Inventory,
         names: &[String],
         connect: &Connect,
+        logins: &HashMap<String, Login>,
         transport: &Transport,
         password: Option<&Secret>,
     ) -> Vec<HostSpec> {
@@ -131,7 +139,8 @@ impl Context {
                 let scope = inventory.scope(host);
                 let way = inventory.connection(host, &scope).map_err(|d| self.sources.render(&d)).and_then(|c| {
                     let login = c.user.clone();
-                    self.way(&host.name, c, connect, transport, password).map(|way| (way, login))
+                    let login_of_play = logins.get(&host.name).cloned().unwrap_or_default();
+                    self.way(&host.name, c, connect, login_of_play, transport, password).map(|way| (way, login))
                 });
                 let login_user = match &way {
                     Ok((Way::Ssh { target, .. }, _)) => target.user.clone(),
@@ -161,6 +170,7 @@ impl Context {
         name: &str,
         connection: inventory::Connection,
         connect: &Connect,
+        login: Login,
         transport: &Transport,
         password: Option<&Secret>,
     ) -> Result<Way, String> {
@@ -180,8 +190,12 @@ impl Context {
             .target(&TargetSpec {
                 name: name.to_owned(),
                 host: Some(connection.host),
-                port: connection.port.or(self.project.ssh.port),
-                user: connection.user.or_else(|| connect.user.clone()).or_else(|| self.project.ssh.user.clone()),
+                port: connection.port.or(login.port).or(self.project.ssh.port),
+                user: connection
+                    .user
+                    .or(login.user)
+                    .or_else(|| connect.user.clone())
+                    .or_else(|| self.project.ssh.user.clone()),
                 identity_file: connection.identity_file.or_else(|| connect.private_key.clone()),
                 jumps,
                 instance_id: connection.instance_id,

@@ -1,4 +1,4 @@
-use std::{io::Write as _, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io::Write as _, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
     let password =
         if args.connect.ask_become_pass { Some(crate::context::ask_become_password()?) } else { None };
     let transport = context.transport(&args.connect, &inventory)?;
-    let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &transport, password.as_ref());
+    let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &HashMap::new(), &transport, password.as_ref());
     let spec = specs.into_iter().next().context("the host vanished")?;
     let (incoming, mut receiver) = mpsc::unbounded_channel();
     let agents = Arc::new(super::run::agents(args.agents.as_ref())?);

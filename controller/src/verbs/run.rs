@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    context::{self, Context, Wrong},
+    context::{self, Context, Login, Wrong},
     exit::Exit,
     lookups,
     options::{Connect, Hosts, Show},
@@ -220,7 +220,8 @@ pub(crate) fn prepare(
         .filter(|n| addressed.contains(n) || delegates)
         .chain(addressed.contains(&"localhost".to_owned()).then(|| "localhost".to_owned()))
         .collect();
-    let hosts = context.hosts(inventory, &names, &args.connect, &transport, password.as_ref());
+    let logins = logins(context, &loaded, &play_hosts)?;
+    let hosts = context.hosts(inventory, &names, &args.connect, &logins, &transport, password.as_ref());
     let index: HashMap<&str, usize> = hosts.iter().enumerate().map(|(i, h)| (h.name.as_str(), i)).collect();
     let play_hosts = play_hosts
         .iter()
@@ -262,6 +263,46 @@ pub(crate) fn prepare(
         become_default: args.connect.become_root,
     };
     Ok(Prepared { job, transport, agents, forks })
+}
+
+/// `remote_user` and `port` of the plays, by host. There is one connection per host and run, so plays must agree.
+fn logins(context: &Context, loaded: &Loaded, play_hosts: &[Vec<String>]) -> Result<HashMap<String, Login>, Wrong> {
+    let mut out: HashMap<String, Login> = HashMap::new();
+    for (play, hosts) in loaded.bundle.plays.iter().zip(play_hosts) {
+        let scope = Scope::of(Arc::clone(&play.vars)).with(Arc::clone(&context.extra));
+        let text = |node: &Option<rollcall_engine::node::Node>| -> Result<Option<String>, Diagnostic> {
+            let Some(node) = node else { return Ok(None) };
+            match template::render(node, &scope) {
+                Ok(Value::String(text)) => Ok(Some(text)),
+                Ok(other) => Ok(Some(other.to_string())),
+                Err(template::EvalError::Wrong(diagnostic)) => Err(diagnostic),
+                Err(template::EvalError::Unknown(why)) => Err(Diagnostic::error(node.span, why)),
+            }
+        };
+        let user = text(&play.remote_user)?;
+        let port = match (text(&play.port)?, &play.port) {
+            (Some(text), Some(node)) => {
+                Some(text.parse().map_err(|_| Diagnostic::error(node.span, format!("'{text}' is no port")))?)
+            }
+            _ => None,
+        };
+        if user.is_none() && port.is_none() {
+            continue;
+        }
+        let login = Login { user, port };
+        for host in hosts {
+            match out.get(host) {
+                Some(known) if *known != login => {
+                    let text = format!("'{host}' is in plays with different remote_user or port");
+                    return Err(Diagnostic::error(play.span, text)
+                        .hint("a run has one connection per host; set ansible_user or ansible_port in the inventory")
+                        .into());
+                }
+                _ => drop(out.insert(host.clone(), login.clone())),
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// Dials, runs, tells.

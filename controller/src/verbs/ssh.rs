@@ -1,4 +1,4 @@
-use std::{os::unix::process::CommandExt as _, process::ExitCode, sync::Arc};
+use std::{collections::HashMap, os::unix::process::CommandExt as _, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
         .collect();
     let [name] = &names[..] else { bail!("'{}' are {} hosts; a shell is of one", args.host, names.len()) };
     let transport = context.transport(&args.connect, &inventory)?;
-    let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &transport, None);
+    let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &HashMap::new(), &transport, None);
     let spec = specs.into_iter().next().context("the host vanished")?;
     let target = match spec.way.map_err(anyhow::Error::msg)? {
         Way::Ssh { target, .. } => target,

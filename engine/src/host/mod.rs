@@ -18,6 +18,8 @@ use crate::modules::Failure;
 pub(crate) mod atomic;
 /// Running programs.
 pub mod exec;
+/// A task's time limit.
+pub mod limited;
 /// Changes kept in memory.
 pub mod overlay;
 /// The machine itself.

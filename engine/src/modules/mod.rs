@@ -162,6 +162,9 @@ pub struct Invocation {
     pub environment: Vec<(String, String)>,
     /// Build diffs.
     pub diff: bool,
+    /// The task's `timeout`: its commands are killed after so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<f64>,
 }
 
 /// File content that travels with a call.

@@ -488,7 +488,7 @@ pub(super) mod testing {
     /// A call of a module.
     pub(crate) fn call(definition: &Definition, args: Value, content: Option<Content>) -> Invocation {
         let args = args.as_object().cloned().unwrap();
-        Invocation { module: definition.name.into(), args, content, environment: Vec::new(), diff: true }
+        Invocation { module: definition.name.into(), args, content, environment: Vec::new(), diff: true, timeout: None }
     }
 
     /// Plans and applies on the machine; the same on an overlay first, which must say the same.

@@ -154,6 +154,7 @@ impl Runner<'_> {
                     content: None,
                     environment: Vec::new(),
                     diff: false,
+                    timeout: None,
                 }),
             _ => None,
         };
@@ -237,7 +238,7 @@ impl Runner<'_> {
         let gated = !self.context.init.check
             && (handler.serial.is_some() || handler.gate.is_some())
             && self.is_running(handler, &scope);
-        if gated && let Err(failure) = self.turn(handler) {
+        if gated && let Err(failure) = self.take_turn(handler.task.id, handler.serial.unwrap_or(1), handler.gate) {
             return self.handler_failed(play, handler, &scope, failure);
         }
         let mut flow = match (gated, handler.gate) {
@@ -288,10 +289,10 @@ impl Runner<'_> {
         self.host.unit(&unit).is_ok_and(|u| u.active == "active" || u.active == "reloading")
     }
 
-    fn turn(&mut self, handler: &Handler) -> Result<(), Failure> {
-        self.emit(handler.task.id, EventKind::Waiting { what: "its turn".into() });
-        let serial = handler.serial.unwrap_or(1);
-        match self.link.ask(Ask::Turn { handler: handler.task.id, serial, gate: handler.gate })? {
+    /// Waits until the controller gives this host its turn.
+    pub(super) fn take_turn(&mut self, task: u32, hosts: usize, gate: Option<Gate>) -> Result<(), Failure> {
+        self.emit(task, EventKind::Waiting { what: "its turn".into() });
+        match self.link.ask(Ask::Turn { handler: task, serial: hosts, gate })? {
             Answer::Granted => Ok(()),
             Answer::Refused(why) => Err(Failure::new(why)),
             _ => Err(Failure::new("an answer of the wrong kind")),

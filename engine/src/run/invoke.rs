@@ -1,14 +1,17 @@
 //! A module's call: its arguments rendered, its content fetched, carried out here, as another user, or elsewhere.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::{
     Runner,
     results::Attempt,
-    task::{conditions, text},
+    task::{conditions, number, text},
 };
 use crate::{
     diag::{Diagnostic, Span},
+    host::limited::Limited,
     modules::{self, Cx, Failure, Invocation, Needs, Plan},
     node::{Kind, Node},
     playbook::model::{Expr, Play, Task},
@@ -65,12 +68,18 @@ impl Runner<'_> {
             };
             environment.extend(map.into_iter().map(|(k, v)| (k, plain(v))));
         }
+        let timeout = match &task.timeout {
+            None => None,
+            // Ansible's 0 is no limit.
+            Some(node) => Some(number(node, scope, "timeout")?).filter(|s| *s > 0.0),
+        };
         Ok(Invocation {
             module: definition.name.to_owned(),
             args,
             content,
             environment,
             diff: task.diff.unwrap_or(self.context.init.diff) && !task.no_log,
+            timeout,
         })
     }
 
@@ -179,7 +188,7 @@ impl Runner<'_> {
         };
         let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
         let host = if check { &mut *self.host } else { &mut *self.real };
-        let (attempt, changed) = match change.apply(host) {
+        let (attempt, changed) = match apply(change, host, &invocation) {
             Ok(outcome) => {
                 let changed = outcome.changed || outcome.unknown;
                 (Attempt::Done(outcome, diffs), changed)
@@ -260,12 +269,24 @@ fn plan_and_apply(
         Ok(Plan::Unchanged(outcome)) => Attempt::Done(outcome, Vec::new()),
         Ok(Plan::Change(change)) => {
             let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
-            match change.apply(host) {
+            match apply(change, host, invocation) {
                 Ok(outcome) => Attempt::Done(outcome, diffs),
                 Err(failure) => Attempt::Failed(failure, Span::NONE),
             }
         }
         Err(failure) => Attempt::Failed(failure, Span::NONE),
+    }
+}
+
+/// Applies a change within the task's time.
+fn apply(
+    change: Box<dyn modules::Change>,
+    host: &mut dyn crate::host::Write,
+    invocation: &Invocation,
+) -> Result<modules::Outcome, Failure> {
+    match invocation.timeout.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
+        Some(limit) => change.apply(&mut Limited::new(host, limit)),
+        None => change.apply(host),
     }
 }
 

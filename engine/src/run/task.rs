@@ -107,10 +107,19 @@ impl Runner<'_> {
         if let Action::IncludeTasks { .. } | Action::IncludeRole { .. } = &task.action {
             return self.include(play, task, &scope, started);
         }
+        if let Some(hosts) = task.throttle.filter(|_| !self.context.init.check)
+            && let Err(failure) = self.take_turn(task.id, hosts, None)
+        {
+            return self.finish(task, &scope, &Attempt::Failed(failure, task.span), started, handler);
+        }
         let attempt = match &task.loop_ {
             None => self.item(play, task, &scope),
             Some(looped) => self.each(play, task, looped, &scope),
         };
+        if task.throttle.is_some() && !self.context.init.check {
+            // A failure here is this host's own: the others' turns go on. If the controller is gone nobody waits.
+            let _ = self.link.ask(Ask::TurnDone { handler: task.id, ok: true });
+        }
         self.finish(task, &scope, &attempt, started, handler)
     }
 

@@ -216,7 +216,13 @@ impl Dispatcher {
     }
 
     pub(super) fn unreachable(&mut self, host: usize, reason: String) {
-        self.worst(Exit::Unreachable);
+        // Every play that wants it says that it may be missing.
+        let plays = self.job.bundle.plays.iter().zip(&self.job.play_hosts);
+        let mut wanting = plays.filter(|(_, hosts)| hosts.contains(&host)).peekable();
+        let may_be_missing = wanting.peek().is_some() && wanting.all(|(play, _)| play.ignore_unreachable);
+        if !may_be_missing {
+            self.worst(Exit::Unreachable);
+        }
         self.out_of_reach(host, reason, false);
     }
 
