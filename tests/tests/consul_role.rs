@@ -153,7 +153,7 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     let writer = cluster.background(&format!(
         "set -- {}; n=0; while [ ! -e /run/test/stop ]; do n=$((n+1)); \
          while :; do code=$(curl --silent --max-time 20 --output /run/test/body --write-out '%{{http_code}}' --request PUT --data $n http://$1:8500/v1/kv/test/$n); \
-         end=$?; [ $end = 7 ] || break; first=$1; shift; set -- \"$@\" $first; sleep 0.01; done; \
+         end=$?; [ $end = 7 ] && [ ! -e /run/test/stop ] || break; first=$1; shift; set -- \"$@\" $first; sleep 0.01; done; \
          echo \"$n $code $end $1 $(head -c 200 /run/test/body)\" >> /run/test/writes; sleep 0.1; done",
         addresses.join(" ")
     ));
