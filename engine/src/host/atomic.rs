@@ -401,11 +401,15 @@ mod tests {
         assert!(names(folder.path()).is_empty());
         let mut dead = std::process::Command::new("true").spawn().unwrap();
         dead.wait().unwrap();
-        fs::write(folder.path().join(format!(".rollcall-{}-0-a.tmp", dead.id())), "half").unwrap();
-        fs::create_dir(folder.path().join(format!(".rollcall-{}-1-a.tmp", dead.id()))).unwrap();
-        fs::write(folder.path().join(".rollcall-1-0-a.tmp"), "of a living process").unwrap();
+        fs::write(folder.path().join(format!(".rollcall-{}-0-0-a.tmp", dead.id())), "half").unwrap();
+        fs::create_dir(folder.path().join(format!(".rollcall-{}-0-1-a.tmp", dead.id()))).unwrap();
+        // The number of a living process, but not its time: what stands there is from before the machine's restart.
+        let me = std::process::id();
+        fs::write(folder.path().join(format!(".rollcall-{me}-1-0-a.tmp")), "half").unwrap();
+        let living = format!(".rollcall-{me}-{}-999-a.tmp", began(me).unwrap());
+        fs::write(folder.path().join(&living), "of a living process").unwrap();
         put_text(&path, "x", &Ids::default(), None).unwrap();
-        assert_eq!(names(folder.path()), [".rollcall-1-0-a.tmp", "a"]);
+        assert_eq!(names(folder.path()), [living.as_str(), "a"]);
     }
 
     #[test]
