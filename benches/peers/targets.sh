@@ -46,10 +46,10 @@ start1() {
   rm -rf "$r"; mkdir -p "$r"/{usr,proc,dev,run/sshd,root,home,tmp,var/tmp,var/lib,var/log,opt,srv,mnt}
   chmod 700 "$r/root"; chmod 1777 "$r/tmp" "$r/var/tmp"
   for l in bin sbin lib lib64; do ln -s usr/$l "$r/$l"; done
-  # Linked, as everything here replaces files instead of writing into them; but for what account tools lock and write.
+  # Linked, as everything here replaces files instead of writing into them; but for what account tools and appending shells write.
   cp -al "$BENCH_WORK/base/etc" "$r/etc"
-  rm -f "$r"/etc/{.pwd.lock,passwd*,group*,shadow*,gshadow*,subuid*,subgid*}
-  cp -a "$BENCH_WORK"/base/etc/{passwd,group,shadow,gshadow,subuid,subgid} "$r/etc/"
+  rm -f "$r"/etc/{.pwd.lock,passwd*,group*,shadow*,gshadow*,subuid*,subgid*}; rm -rf "$r/etc/security"
+  cp -a "$BENCH_WORK"/base/etc/{passwd,group,shadow,gshadow,subuid,subgid,security} "$r/etc/"
   cp "$K/authorized_keys" "$r/etc/ssh/bench_authorized_keys"
   cp "$K/host" "$r/etc/ssh/bench_host"; chmod 600 "$r/etc/ssh/bench_host"
   cat > "$r/etc/ssh/bench_sshd_config" <<X
