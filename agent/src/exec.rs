@@ -36,7 +36,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let Some(first) = Frame::read(&mut input)? else { return Ok(ExitCode::SUCCESS) };
     let ToAgent::Init(init) = first.message()? else { anyhow::bail!("the first message must be Init") };
     let paths = Paths::of_this_process();
-    let controller = Controller::new(Blobs::new(&paths.state), Workers::default());
+    let controller = Controller::new(Blobs::new(&paths.state), Workers::default())?;
     if init.version != VERSION {
         let failure = Failure::new(format!("the controller speaks version {}, this agent {VERSION}", init.version));
         controller.send(&FromAgent::Fatal { failure })?;
@@ -139,7 +139,8 @@ fn carry_out(
     let problems = preflight(&context, &fetch);
     let failed = problems.iter().any(|p| p.severity == Severity::Error);
     let debts = ledger.debts().iter().map(|d| d.handler.clone()).collect();
-    controller.send(&FromAgent::Ready { facts, problems, debts }).map_err(gone)?;
+    // A run does not need the facts; they would be most of what a small run says.
+    controller.send(&FromAgent::Ready { facts: Arc::default(), problems, debts }).map_err(gone)?;
 
     let base = Real::new();
     let mut overlay = Overlay::new(&base);
@@ -156,7 +157,9 @@ fn carry_out(
             },
         };
         let end = runner.play(&go);
-        let over = end == PlayEnd::EndHost;
+        // Alone, and nothing can follow: a goodbye would only cost a round trip.
+        let last = context.init.plays.last() == Some(&go.play) || end != PlayEnd::Done;
+        let over = end == PlayEnd::EndHost || context.init.go.is_some() && last;
         controller.send(&FromAgent::PlayDone { play: go.play, end }).map_err(gone)?;
         if over {
             return Ok(ExitCode::SUCCESS);

@@ -275,7 +275,7 @@ pub enum FromAgent {
     },
     /// Nothing has been changed yet.
     Ready {
-        /// What the machine is.
+        /// What the machine is; null unless only that was asked for.
         facts: Arc<Value>,
         /// What is wrong. Without errors it waits for [`ToAgent::Go`].
         problems: Vec<Diagnostic>,

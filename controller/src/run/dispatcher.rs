@@ -300,7 +300,7 @@ impl Dispatcher {
                     self.send(host, &ToAgent::Go(go.clone()));
                 }
             }
-            while !self.live().is_empty() {
+            while self.batch.iter().any(|h| self.hosts[*h].state == State::Playing) {
                 self.step().await;
                 if self.interrupts > 1 {
                     return false;

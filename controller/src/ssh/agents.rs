@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
+use super::agent_cache::{Cache, hex};
 use super::push::AgentError;
 use super::push_script::Codec;
 
@@ -31,6 +32,7 @@ type Packed = Arc<OnceCell<Result<Arc<Vec<u8>>, Arc<io::Error>>>>;
 pub struct Agents {
     binaries: Vec<AgentBinary>,
     pub(super) folder: String,
+    cache: Cache,
     packed: Mutex<HashMap<(String, Codec), Packed>>,
 }
 
@@ -42,7 +44,7 @@ impl fmt::Debug for Agents {
 
 impl Agents {
     pub fn new(binaries: Vec<AgentBinary>) -> Self {
-        Self { binaries, folder: INSTALL_DIR.to_owned(), packed: Mutex::default() }
+        Self { binaries, folder: INSTALL_DIR.to_owned(), cache: Cache::default(), packed: Mutex::default() }
     }
 
     /// Another folder on the hosts: letters, digits and `/._-`.
@@ -62,22 +64,30 @@ impl Agents {
             let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
             packed.entry((agent.hash.clone(), codec)).or_default().clone()
         };
-        let path = agent.path.clone();
+        let (path, hash, cache) = (agent.path.clone(), agent.hash.clone(), self.cache.clone());
         let packed = cell.get_or_init(|| async move {
-            let packed = tokio::task::spawn_blocking(move || pack(&path, codec)).await;
+            let packed = tokio::task::spawn_blocking(move || match codec {
+                Codec::Raw => pack(&path, &hash, codec),
+                Codec::Zstd => cache.packed(&hash, "zstd", || pack(&path, &hash, codec)),
+                Codec::Gzip => cache.packed(&hash, "gzip", || pack(&path, &hash, codec)),
+            })
+            .await;
             packed.unwrap_or_else(|join| Err(io::Error::other(join))).map(Arc::new).map_err(Arc::new)
         });
         packed.await.clone().map_err(|source| AgentError::Read { path: agent.path.clone(), source })
     }
 }
 
-fn pack(path: &Path, codec: Codec) -> io::Result<Vec<u8>> {
+fn pack(path: &Path, hash: &str, codec: Codec) -> io::Result<Vec<u8>> {
     let bytes = std::fs::read(path)?;
+    if hex(&bytes) != hash {
+        return Err(io::Error::other("it changed while the run was prepared"));
+    }
     match codec {
         Codec::Raw => Ok(bytes),
-        Codec::Zstd => zstd::encode_all(&bytes[..], 3),
+        Codec::Zstd => zstd::encode_all(&bytes[..], 9),
         Codec::Gzip => {
-            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(5));
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
             packer.write_all(&bytes)?;
             packer.finish()
         }
@@ -85,8 +95,10 @@ fn pack(path: &Path, codec: Codec) -> io::Result<Vec<u8>> {
 }
 
 /// Finds agents in the folders, in their order: `agent-ARCH-linux`, or `agent` for whatever
-/// architecture it was built. The first one found for an architecture counts.
-pub fn find_agents(dirs: &[PathBuf]) -> Result<Agents, AgentError> {
+/// architecture it was built. The first one found for an architecture counts. `cache`: the program's cache folder, in
+/// which hashes and compressed forms are kept for the next run.
+pub fn find_agents(dirs: &[PathBuf], cache: Option<&Path>) -> Result<Agents, AgentError> {
+    let cache = Cache::new(cache);
     let mut found: Vec<AgentBinary> = Vec::new();
     for dir in dirs {
         let Ok(entries) = std::fs::read_dir(dir) else { continue };
@@ -120,7 +132,8 @@ pub fn find_agents(dirs: &[PathBuf]) -> Result<Agents, AgentError> {
                 return Err(AgentError::NotAnAgent { path, reason: format!("named for {named} and built for {arch}") });
             }
             if found.iter().all(|agent| agent.arch != arch) {
-                let hash = hash_file(&path)
+                let hash = cache
+                    .hash(&path)
                     .map_err(|source| AgentError::Read { path: path.clone(), source: Arc::new(source) })?;
                 found.push(AgentBinary { path, arch: arch.to_owned(), hash });
             }
@@ -129,7 +142,7 @@ pub fn find_agents(dirs: &[PathBuf]) -> Result<Agents, AgentError> {
     if found.is_empty() {
         return Err(AgentError::NoAgents { dirs: dirs.to_vec() });
     }
-    Ok(Agents::new(found))
+    Ok(Agents { cache, ..Agents::new(found) })
 }
 
 /// The processor that a Linux program is for, from its ELF header; `None`: no such program.

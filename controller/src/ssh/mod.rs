@@ -6,10 +6,11 @@
 //! - [`hostkeys`], [`known_hosts`], [`pins`], [`console`]: is this the host that we think it is;
 //! - [`auth`], [`identities`]: key files, certificates, ssh-agent;
 //! - [`channel`]: one command's stdin, stdout, stderr and exit;
-//! - [`agents`], [`push`], [`sudo`]: the agent's binary on the host, and its start.
+//! - [`agents`], [`agent_cache`], [`push`], [`sudo`]: the agent's binary on the host, and its start.
 
 #![allow(unreachable_pub, reason = "a program has no API: `pub` marks what its other rooms may use")]
 
+mod agent_cache;
 mod agents;
 mod algorithms;
 mod auth;

@@ -326,7 +326,7 @@ pub(crate) fn agents(given: Option<&PathBuf>) -> anyhow::Result<Agents> {
             program.parent().map(PathBuf::from).into_iter().collect()
         }
     };
-    Ok(find_agents(&dirs)?)
+    Ok(find_agents(&dirs, context::dirs().map(|dirs| dirs.cache).as_deref())?)
 }
 
 /// What templates see of other hosts; only where something asks for it.

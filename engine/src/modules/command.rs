@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::SystemTime,
 };
 
@@ -231,10 +232,24 @@ fn finish(call: &Call, output: &Output, start: SystemTime, end: SystemTime) -> R
     })
 }
 
+/// This machine's time zone, read once. The library's own way walks the whole folder of zones for the name, which costs
+/// more than the commands whose times are told.
+fn local_zone() -> TimeZone {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    let read = || {
+        if std::env::var_os("TZ").is_some() {
+            return TimeZone::system();
+        }
+        let bytes = std::fs::read("/etc/localtime").ok();
+        bytes.and_then(|bytes| TimeZone::tzif("", &bytes).ok()).unwrap_or_else(TimeZone::system)
+    };
+    ZONE.get_or_init(read).clone()
+}
+
 fn clock(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(
         |_| String::new(),
-        |time| time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S%.6f").to_string(),
+        |time| time.to_zoned(local_zone()).strftime("%Y-%m-%d %H:%M:%S%.6f").to_string(),
     )
 }
 

@@ -119,6 +119,8 @@ struct State {
     noted: Option<Vec<u32>>,
     /// The play being carried out, with its batch.
     go: Option<Go>,
+    /// The names that the run itself gives: made once a play, for they hold every host of the inventory.
+    magic: Arc<Vars>,
 }
 
 impl<'a> Runner<'a> {
@@ -138,6 +140,7 @@ impl<'a> Runner<'a> {
         let bundle = Arc::clone(&self.context.bundle);
         let Some(play) = bundle.plays.get(go.play) else { return PlayEnd::Failed };
         self.state.go = Some(go.clone());
+        self.state.magic = Arc::new(scope::magic(self.context, &go.batch, &go.play_hosts));
         self.state.notified.clear();
         let mut flow = Flow::Next;
         // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.

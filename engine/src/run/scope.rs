@@ -111,11 +111,7 @@ impl Layers<'_> {
 impl Runner<'_> {
     /// What a task's expressions see.
     pub(super) fn scope(&self, play: &Play, task: &Task) -> Scope {
-        let empty = Vec::new();
-        let (batch, hosts) =
-            self.state.go.as_ref().map_or((&empty, &empty), |go| (&go.batch, &go.play_hosts));
-        let magic = Arc::new(magic(self.context, batch, hosts));
-        let layers = Layers { context: self.context, play, magic };
+        let layers = Layers { context: self.context, play, magic: Arc::clone(&self.state.magic) };
         let mut late = vec![Arc::clone(&self.state.included), Arc::clone(&self.state.registered)];
         late.extend(self.state.failure.clone());
         layers.scope(task.role, &task.vars, &late, &self.state.include_params)

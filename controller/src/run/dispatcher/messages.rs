@@ -79,7 +79,7 @@ impl Dispatcher {
                     self.answer(vec![(waiter, Answer::Reply(Box::new(reply)))]);
                 }
             }
-            FromAgent::PlayDone { play: _, end } => self.play_done(host, &end),
+            FromAgent::PlayDone { play, end } => self.play_done(host, play, &end),
             FromAgent::Fatal { failure } => {
                 let locked = failure.message.starts_with("another run is at work");
                 let mut reason = failure.message;
@@ -96,11 +96,11 @@ impl Dispatcher {
 
     fn ready(&mut self, host: usize, problems: Vec<Diagnostic>, debts: Vec<String>) {
         let wrong = problems.iter().any(|p| p.severity == Severity::Error);
+        // With a single host the play is under way already.
+        let alone = self.is_alone(host);
         let at = &mut self.hosts[host];
         at.problems = problems;
         at.owed.clone_from(&debts);
-        // With a single host the play is under way already.
-        let alone = self.job.play_hosts.iter().flatten().all(|h| *h == host);
         at.state = if alone && !wrong { State::Playing } else { State::Ready };
         if at.state == State::Playing {
             self.batch = vec![host];
@@ -190,8 +190,11 @@ impl Dispatcher {
         self.answer(answers);
     }
 
-    fn play_done(&mut self, host: usize, end: &PlayEnd) {
+    fn play_done(&mut self, host: usize, play: usize, end: &PlayEnd) {
+        let last = !self.job.play_hosts.iter().skip(play + 1).any(|hosts| hosts.contains(&host));
         let state = match end {
+            // A host that is alone ends by itself after its last play.
+            PlayEnd::Done if last && self.is_alone(host) => State::Out,
             PlayEnd::Done => State::Ready,
             PlayEnd::EndHost => State::Out,
             PlayEnd::Failed | PlayEnd::Stopped => {
@@ -204,6 +207,11 @@ impl Dispatcher {
         }
         self.hosts[host].state = state;
         self.settle(host);
+    }
+
+    /// No other host takes part in any play.
+    fn is_alone(&self, host: usize) -> bool {
+        self.job.play_hosts.iter().flatten().all(|h| *h == host)
     }
 
     /// A host has left the batch: others may have waited for it.

@@ -379,21 +379,21 @@ fn agents_are_found_by_name_and_header() {
         bytes
     };
     let dirs = [dir.path().join("absent"), dir.path().to_owned()];
-    let error = find_agents(&dirs).expect_err("none").to_string();
+    let error = find_agents(&dirs, None).expect_err("none").to_string();
     assert!(error.contains("no agent found in") && error.contains("agent-ARCH-linux"), "{error}");
     fs::write(dir.path().join("agent"), elf(62)).expect("written");
     fs::write(dir.path().join("agent-aarch64-linux"), elf(183)).expect("written");
     fs::write(dir.path().join("agent.d"), "not ours").expect("written");
-    let found = find_agents(&dirs).expect("two");
+    let found = find_agents(&dirs, None).expect("two");
     let mut arches: Vec<&str> = found.binaries().iter().map(|agent| agent.arch.as_str()).collect();
     arches.sort_unstable();
     assert_eq!(arches, ["aarch64", "x86_64"]);
     let sum = run("sha256sum", &[text(&dir.path().join("agent"))]);
     assert!(found.binaries().iter().any(|agent| sum.starts_with(&agent.hash)));
     fs::write(dir.path().join("agent-x86_64-linux"), elf(183)).expect("written");
-    let error = find_agents(&dirs).expect_err("misnamed").to_string();
+    let error = find_agents(&dirs, None).expect_err("misnamed").to_string();
     assert!(error.contains("named for x86_64 and built for aarch64"), "{error}");
     fs::write(dir.path().join("agent-x86_64-linux"), "#!/bin/sh\n").expect("written");
-    let error = find_agents(&dirs).expect_err("no program").to_string();
+    let error = find_agents(&dirs, None).expect_err("no program").to_string();
     assert!(error.contains("not a Linux program"), "{error}");
 }
