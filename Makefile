@@ -59,6 +59,9 @@ test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or
 test-faults: ## 100 kills (-9) each of controller, agent and host, at random points (root); KILLS=N
 	@ROLLCALL_TEST_KILLS=$(KILLS) tests/run lab seeded_kills
 
+test-readme: ## The commands of README and manual, as a newcomer runs them (root; builds the shipped programs)
+	@tests/run readme
+
 lint: ## Format and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
