@@ -7,6 +7,13 @@ use std::{
     thread,
 };
 
+use crate::{
+    blobs::Blobs,
+    link::Controller,
+    lock,
+    paths::{Paths, process_user},
+    worker::Workers,
+};
 use anyhow::Context as _;
 use rollcall_engine::{
     diag::Severity,
@@ -15,13 +22,6 @@ use rollcall_engine::{
     modules::Failure,
     protocol::{Frame, FromAgent, Go, Init, Pack, PlayEnd, Shared, ToAgent, VERSION},
     run::{Context, Ledger, Runner, ledger::private_dir, preflight::preflight},
-};
-use crate::{
-    blobs::Blobs,
-    link::Controller,
-    lock,
-    paths::{Paths, process_user},
-    worker::Workers,
 };
 
 /// What the main thread waits for.

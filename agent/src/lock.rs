@@ -40,8 +40,7 @@ pub(crate) fn take(dir: &Path, owner: &str, run_id: &str) -> Result<Lock, Failur
     let file = file.map_err(|e| Failure::io("open", &path, &e))?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
-            let holder =
-                Holder { owner: owner.into(), run_id: run_id.into(), pid: std::process::id(), since: now() };
+            let holder = Holder { owner: owner.into(), run_id: run_id.into(), pid: std::process::id(), since: now() };
             let text = serde_json::to_string(&holder).unwrap_or_default();
             let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(text.as_bytes()));
             written.map_err(|e| Failure::io("write", &path, &e))?;

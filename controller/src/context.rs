@@ -1,6 +1,11 @@
 //! What every verb starts from: the project, the inventory, the SSH settings.
 
-use std::{collections::{HashMap, HashSet}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use rollcall_engine::{
@@ -177,11 +182,8 @@ impl Context {
         if connection.way == ConnectionWay::Local {
             return Ok(Way::Local { elevated: connect.become_root || connection.r#become == Some(true) });
         }
-        let jumps = if connection.ssh_args.is_empty() {
-            None
-        } else {
-            Some(ssh::jumps_from_ssh_args(&connection.ssh_args)?)
-        };
+        let jumps =
+            if connection.ssh_args.is_empty() { None } else { Some(ssh::jumps_from_ssh_args(&connection.ssh_args)?) };
         let jumps = match (jumps, self.project.ssh.jump.is_empty()) {
             (None, false) => Some(ssh::jumps_from_ssh_args(&format!("-J {}", self.project.ssh.jump.join(",")))?),
             (jumps, _) => jumps,

@@ -243,8 +243,7 @@ impl Sources {
         // A long line is cut around the place, so that one error never fills the screen.
         let column = (span.column as usize).saturating_sub(1);
         let start = column.saturating_sub(60);
-        let shown: String =
-            line.chars().skip(start).take(120).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let shown: String = line.chars().skip(start).take(120).map(|c| if c.is_control() { ' ' } else { c }).collect();
         let _ = writeln!(out, " {pad} |\n {number} | {shown}\n {pad} | {}^", " ".repeat(column - start));
     }
 }

@@ -118,7 +118,10 @@ fn zone(host: &dyn Read) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::real::Real, modules::{fake::Fake, http::tests::Server}};
+    use crate::{
+        host::real::Real,
+        modules::{fake::Fake, http::tests::Server},
+    };
 
     /// `os.family` → its value; `NAME` stands for any key, `[]` for any item.
     fn find<'a>(value: &'a Value, path: &str) -> Result<Option<&'a Value>, String> {
@@ -154,9 +157,12 @@ mod tests {
         }
         for (name, value) in facts.as_object().unwrap() {
             let inner = value.as_object().filter(|_| !["addresses", "ec2"].contains(&name.as_str()));
-            let paths = inner.map_or_else(|| vec![name.clone()], |map| map.keys().map(|k| format!("{name}.{k}")).collect());
+            let paths =
+                inner.map_or_else(|| vec![name.clone()], |map| map.keys().map(|k| format!("{name}.{k}")).collect());
             for path in paths {
-                let found = documented.iter().any(|d| *d == path || d.starts_with(&format!("{path}.")) || d.starts_with(&format!("{path}[]")));
+                let found = documented
+                    .iter()
+                    .any(|d| *d == path || d.starts_with(&format!("{path}.")) || d.starts_with(&format!("{path}[]")));
                 assert!(found, "facts.{path} is not documented");
             }
         }
@@ -199,7 +205,9 @@ mod tests {
     #[test]
     fn a_bare_machine_has_nulls_and_no_guesses() {
         let facts = gather(&Fake::new());
-        for path in ["os.id", "memory.total_mib", "default_ipv4", "default_gateway", "machine_id", "boot_id", "init", "ec2"] {
+        for path in
+            ["os.id", "memory.total_mib", "default_ipv4", "default_gateway", "machine_id", "boot_id", "init", "ec2"]
+        {
             let value = find(&facts, path).unwrap();
             assert!(value.is_none_or(Value::is_null), "{path}: {value:?}");
         }

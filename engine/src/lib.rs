@@ -8,20 +8,20 @@ pub mod diag;
 pub mod facts;
 /// The local machine behind traits.
 pub mod host;
+/// Hosts: sources, groups, patterns.
+pub mod inventory;
 /// What a task can do.
 pub mod modules;
 /// YAML trees with places.
 pub mod node;
-/// Hosts: sources, groups, patterns.
-pub mod inventory;
 /// The language.
 pub mod playbook;
 /// The project file.
 pub mod project;
-/// The roles that come with the program.
-pub mod roles;
 /// The messages between controller and agent.
 pub mod protocol;
+/// The roles that come with the program.
+pub mod roles;
 /// Carrying out plays on the host.
 pub mod run;
 /// Expressions and templates.

@@ -59,11 +59,9 @@ impl Node {
             },
             Value::String(s) => Kind::Str(s.clone()),
             Value::Array(items) => Kind::List(items.iter().map(|v| Self::from_value(v, span)).collect()),
-            Value::Object(map) => Kind::Map(
-                map.iter()
-                    .map(|(k, v)| (Key { name: k.clone(), span }, Self::from_value(v, span)))
-                    .collect(),
-            ),
+            Value::Object(map) => {
+                Kind::Map(map.iter().map(|(k, v)| (Key { name: k.clone(), span }, Self::from_value(v, span))).collect())
+            }
         };
         Self { span, kind }
     }
@@ -77,9 +75,7 @@ impl Node {
             Kind::Float(f) => serde_json::Number::from_f64(*f).map_or(Value::Null, Value::Number),
             Kind::Str(s) => Value::String(s.clone()),
             Kind::List(items) => Value::Array(items.iter().map(Self::to_value).collect()),
-            Kind::Map(entries) => {
-                Value::Object(entries.iter().map(|(k, v)| (k.name.clone(), v.to_value())).collect())
-            }
+            Kind::Map(entries) => Value::Object(entries.iter().map(|(k, v)| (k.name.clone(), v.to_value())).collect()),
         }
     }
 

@@ -148,7 +148,8 @@ impl Ssh {
                 return ssh;
             }
         };
-        let mut many = |key: &'static str, out: &mut Diagnostics| fields.take(key).map(|n| texts(n, out)).unwrap_or_default();
+        let mut many =
+            |key: &'static str, out: &mut Diagnostics| fields.take(key).map(|n| texts(n, out)).unwrap_or_default();
         ssh.identity_file = many("identity_file", out).iter().map(|p| resolve(root, p)).collect();
         ssh.known_hosts = many("known_hosts", out).iter().map(|p| resolve(root, p)).collect();
         let split = |list: Vec<String>| list.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
@@ -165,7 +166,9 @@ impl Ssh {
             match text(node, out) {
                 Some(word) if KNOWN.contains(&word.as_str()) => ssh.host_keys = Some(word),
                 Some(word) => {
-                    out.push(Diagnostic::error(node.span, format!("'host_keys' cannot be '{word}'")).nearest(&word, KNOWN));
+                    out.push(
+                        Diagnostic::error(node.span, format!("'host_keys' cannot be '{word}'")).nearest(&word, KNOWN),
+                    );
                 }
                 None => {}
             }
@@ -194,7 +197,9 @@ impl Store {
         };
         let kind = text(name, out)?;
         if !STORES.contains(&kind.as_str()) {
-            out.push(Diagnostic::error(name.span, format!("unknown store '{kind}'")).nearest(&kind, STORES.iter().copied()));
+            out.push(
+                Diagnostic::error(name.span, format!("unknown store '{kind}'")).nearest(&kind, STORES.iter().copied()),
+            );
             return None;
         }
         Some(Self { kind, settings })
@@ -249,7 +254,6 @@ fn resolve(root: &Path, path: &str) -> PathBuf {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,7 +304,8 @@ mod tests {
             read("inventroy: x\n").unwrap_err(),
             "error: unknown key 'inventroy' in a project file\n  --> rollcall.yaml:1:1\n   |\n 1 | inventroy: x\n   | ^\n  hint: did you mean 'inventory'?\n"
         );
-        let wrong = read("forks: many\nssh: {usr: x, host_keys: never}\nstore: {path: x}\nroles: [{a: b}]\n").unwrap_err();
+        let wrong =
+            read("forks: many\nssh: {usr: x, host_keys: never}\nstore: {path: x}\nroles: [{a: b}]\n").unwrap_err();
         for part in [
             "'forks' must be a whole number",
             "did you mean 'user'",

@@ -45,11 +45,7 @@ fn explain(diagnostic: Diagnostic, file: FileId, text: &str) -> Diagnostic {
         indent.position(|c| c == '\t').map(|at| (number, u32::try_from(at + 1).unwrap_or(1)))
     };
     if let Some((line, column)) = lines.into_iter().find_map(tab) {
-        return Diagnostic::error(
-            Span { file, line, column },
-            "a tab cannot indent YAML",
-        )
-        .hint("indent with spaces");
+        return Diagnostic::error(Span { file, line, column }, "a tab cannot indent YAML").hint("indent with spaces");
     }
     diagnostic
 }
@@ -183,8 +179,9 @@ impl<'i> Builder<'i> {
                     .hint("quote a value that starts with '{{': \"{{ name }}\"")
             })?;
             if let Some(first) = seen.insert(name.clone(), key.span) {
-                return Err(Diagnostic::error(key.span, format!("duplicate key '{name}'"))
-                    .note(first, "first given here"));
+                return Err(
+                    Diagnostic::error(key.span, format!("duplicate key '{name}'")).note(first, "first given here")
+                );
             }
             entries.push((Key { name, span: key.span }, value));
         }

@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_for_each)]
 
-use std::{
-    fmt::Write as _,
-    path::Path,
-};
+use std::{fmt::Write as _, path::Path};
 
 use rollcall_engine::{
     diag::{Diagnostics, Sources},
@@ -99,7 +96,13 @@ fn sections(bundle: &Bundle) -> String {
         }
         for handler in &play.handlers {
             let name = handler.task.name.as_ref().and_then(|n| n.as_str()).unwrap_or("-");
-            let _ = writeln!(out, " handler {name} {:?} {:?} {}", handler.serial, handler.gate, line(bundle, &handler.task));
+            let _ = writeln!(
+                out,
+                " handler {name} {:?} {:?} {}",
+                handler.serial,
+                handler.gate,
+                line(bundle, &handler.task)
+            );
         }
     }
     out
@@ -159,8 +162,40 @@ impl Random {
 /// Changes some bytes, lines or words of a text.
 fn mutate(text: &str, random: &mut Random) -> String {
     const PIECES: &[&str] = &[
-        "{{", "}}", "{%", "- ", ": ", "\n", "'", "\"", "[", "]", "{", "}", "\t", "&a ", "*a", "<<: ", "!x ", "|\n", "> ",
-        "when", "loop", "block", "hosts", "include_tasks", "ä\u{0}", "0", "-1", "~", "yes", "..", "{{ a }}", "#", "%", "\\",
+        "{{",
+        "}}",
+        "{%",
+        "- ",
+        ": ",
+        "\n",
+        "'",
+        "\"",
+        "[",
+        "]",
+        "{",
+        "}",
+        "\t",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!x ",
+        "|\n",
+        "> ",
+        "when",
+        "loop",
+        "block",
+        "hosts",
+        "include_tasks",
+        "ä\u{0}",
+        "0",
+        "-1",
+        "~",
+        "yes",
+        "..",
+        "{{ a }}",
+        "#",
+        "%",
+        "\\",
     ];
     let mut text: Vec<char> = text.chars().collect();
     for _ in 0..=random.next(4) {
@@ -337,11 +372,17 @@ fn an_included_file_inherits_from_its_surroundings() {
     let (mut loaded, dir) = taken(
         "- hosts: all\n  become: true\n  environment: {A: 1}\n  tasks:\n    - when: outer is defined\n      tags: outer\n      vars: {v: 1}\n      block:\n        \
          - include_tasks: {file: more.yaml, apply: {tags: applied, become_user: bob}}\n          when: own is defined\n          tags: own\n          vars: {who: me}\n",
-        &[("more.yaml", "- {name: one, debug: {msg: x}, tags: one}\n- {name: two, debug: {msg: x}, become: false, tags: never}\n")],
+        &[(
+            "more.yaml",
+            "- {name: one, debug: {msg: x}, tags: one}\n- {name: two, debug: {msg: x}, become: false, tags: never}\n",
+        )],
     );
     select_tags(&mut loaded.bundle, &[], &[]).unwrap();
     let Item::Task(include) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
-    assert_eq!(include.when.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(), ["outer is defined", "own is defined"]);
+    assert_eq!(
+        include.when.iter().map(|e| e.text.as_str()).collect::<Vec<_>>(),
+        ["outer is defined", "own is defined"]
+    );
     assert_eq!(include.tags, ["outer", "own"]);
     let path = loaded.bundle.task_files.keys().next().unwrap().clone();
     assert_eq!(path, dir.path().join("more.yaml"));
@@ -431,7 +472,11 @@ impl rollcall_engine::roles::EmbeddedRoles for Ours {
     fn get(&self, name: &str) -> Option<Vec<(std::path::PathBuf, Vec<u8>, u32)>> {
         (name == "base").then(|| {
             vec![
-                ("tasks/main.yml".into(), b"- {name: ours, template: {src: a.tera, dest: /a}, notify: again}\n".to_vec(), 0o644),
+                (
+                    "tasks/main.yml".into(),
+                    b"- {name: ours, template: {src: a.tera, dest: /a}, notify: again}\n".to_vec(),
+                    0o644,
+                ),
                 ("handlers/main.yml".into(), b"- {name: again, debug: {msg: x}}\n".to_vec(), 0o644),
                 ("templates/a.tera".into(), b"{{ cluster }}\n".to_vec(), 0o644),
                 ("files/run.sh".into(), b"#!/bin/sh\n".to_vec(), 0o755),
@@ -477,9 +522,13 @@ fn our_roles_and_playbooks_are_found_by_name_and_replaced_whole() {
     assert_eq!(names(&mine.bundle), ["mine"]);
     assert!(!mine.roles_used[0].embedded && mine.bundle.files.is_empty());
     std::fs::create_dir_all(dir.path().join("playbooks")).unwrap();
-    std::fs::write(dir.path().join("playbooks/site.yaml"), "- hosts: all\n  tasks: [{name: own, debug: {msg: x}}]\n").unwrap();
+    std::fs::write(dir.path().join("playbooks/site.yaml"), "- hosts: all\n  tasks: [{name: own, debug: {msg: x}}]\n")
+        .unwrap();
     assert_eq!(names(&load("site").unwrap().bundle), ["own"]);
-    assert_eq!(load("bsae.yaml").unwrap_err(), "error: playbook bsae.yaml does not exist\n  hint: did you mean 'base.yaml'?\n");
+    assert_eq!(
+        load("bsae.yaml").unwrap_err(),
+        "error: playbook bsae.yaml does not exist\n  hint: did you mean 'base.yaml'?\n"
+    );
 }
 
 #[test]
@@ -643,7 +692,8 @@ fn the_examples_of_the_manual_are_read() {
 #[test]
 fn strange_values_come_through_unchanged() {
     let strange = format!("\u{0}$(id) `id` ; ' \" \\ ä 漢 \u{1f600}{}", "x".repeat(1 << 20));
-    let playbook = serde_json::json!([{"hosts": "all", "tasks": [{"copy": {"content": strange, "dest": "/a b;c"}}]}]).to_string();
+    let playbook =
+        serde_json::json!([{"hosts": "all", "tasks": [{"copy": {"content": strange, "dest": "/a b;c"}}]}]).to_string();
     let (loaded, _dir) = taken(&playbook, &[]);
     let Item::Task(task) = &loaded.bundle.plays[0].tasks[0] else { panic!("a task") };
     let Action::Module { args, .. } = &task.action else { panic!("a module") };

@@ -60,7 +60,8 @@ fn scope(loaded: &Loaded, role: &str, host: &str, more: Value) -> Scope {
     });
     let data = |name: &str, value: Value, layer| (name.to_owned(), Var::data(value, layer));
     let mut scope = Scope::new();
-    let used: Vec<_> = loaded.bundle.roles.iter().filter(|r| r.name == role || role == "consul" && r.name == "base").collect();
+    let used: Vec<_> =
+        loaded.bundle.roles.iter().filter(|r| r.name == role || role == "consul" && r.name == "base").collect();
     assert!(!used.is_empty());
     for role in &used {
         scope = scope.with(Arc::clone(&role.defaults));
@@ -219,9 +220,14 @@ fn every_key_of_the_product_can_be_given() {
 #[test]
 fn keys_follow_the_version() {
     let loaded = load("consul.yaml");
-    let ports = |version: &str| configuration(&loaded, "consul-server-1", json!({"consul_version": version}))["ports"].clone();
+    let ports =
+        |version: &str| configuration(&loaded, "consul-server-1", json!({"consul_version": version}))["ports"].clone();
     for version in ["1.22.2", "1.21.5", "1.14.0"] {
-        assert_eq!(ports(version), json!({"dns": 8600, "grpc": 8502, "grpc_tls": -1, "http": 8500, "https": -1}), "{version}");
+        assert_eq!(
+            ports(version),
+            json!({"dns": 8600, "grpc": 8502, "grpc_tls": -1, "http": 8500, "https": -1}),
+            "{version}"
+        );
     }
     assert_eq!(ports("1.13.9"), json!({"dns": 8600, "grpc": 8502, "http": 8500, "https": -1}));
 }
@@ -244,7 +250,10 @@ fn the_agent_is_asked_where_it_listens() {
     };
     assert_eq!(url(json!({})), json!("http://127.0.0.1:8500"));
     assert_eq!(url(json!({"consul_client_addr": "0.0.0.0"})), json!("http://127.0.0.1:8500"));
-    assert_eq!(url(json!({"consul_client_addr": "10.77.1.11 127.0.0.1", "consul_config": {"ports": {"http": 80}}})), json!("http://127.0.0.1:80"));
+    assert_eq!(
+        url(json!({"consul_client_addr": "10.77.1.11 127.0.0.1", "consul_config": {"ports": {"http": 80}}})),
+        json!("http://127.0.0.1:80")
+    );
     assert_eq!(url(json!({"consul_config": {"client_addr": "10.77.1.11"}})), json!("http://10.77.1.11:8500"));
 }
 
@@ -253,32 +262,71 @@ fn what_cannot_work_is_refused_with_what_to_do() {
     let loaded = load("consul.yaml");
     assert_eq!(refused(&loaded, "consul-server-1", json!({})), None);
     assert_eq!(refused(&loaded, "nomad-client-5", json!({})), None);
-    let cluster = |servers: Value, name: Option<&str>| {
-        json!({"cluster": {"name": name, "self": server(1), "consul_servers": servers, "nomad_servers": []}})
-    };
+    let cluster = |servers: Value, name: Option<&str>| json!({"cluster": {"name": name, "self": server(1), "consul_servers": servers, "nomad_servers": []}});
     let cases = [
-        (json!({"consul_bind_interface": "eth7"}), "The address to bind to is found", "eth7 (consul_bind_interface) gives 0 addresses on this host, expected one. Its interfaces: lo, host0, eth1"),
-        (json!({"consul_bind_cidr": "172.16.0.0/12"}), "The address to bind to is found", "the network 172.16.0.0/12 (consul_bind_cidr) gives 0"),
+        (
+            json!({"consul_bind_interface": "eth7"}),
+            "The address to bind to is found",
+            "eth7 (consul_bind_interface) gives 0 addresses on this host, expected one. Its interfaces: lo, host0, eth1",
+        ),
+        (
+            json!({"consul_bind_cidr": "172.16.0.0/12"}),
+            "The address to bind to is found",
+            "the network 172.16.0.0/12 (consul_bind_cidr) gives 0",
+        ),
         (json!({"consul_bind_cidr": "0.0.0.0/0"}), "The address to bind to is found", "gives 2 addresses"),
-        (json!({"consul_bind_cidr": "10.0.0.0/8", "consul_bind_interface": "lo"}), "One way to find the address is given", "exclude each other"),
-        (json!({"consul_bootstrap_expect": 2}), "The number of servers can hold a quorum", "consul_bootstrap_expect is 2 and there are 3 servers"),
-        (json!({"consul_bootstrap_expect": 5}), "The number of servers can hold a quorum", "consul_bootstrap_expect is 5"),
-        (cluster(json!([server(1), server(2)]), Some("kraken")), "The number of servers can hold a quorum", "there are 2 servers"),
+        (
+            json!({"consul_bind_cidr": "10.0.0.0/8", "consul_bind_interface": "lo"}),
+            "One way to find the address is given",
+            "exclude each other",
+        ),
+        (
+            json!({"consul_bootstrap_expect": 2}),
+            "The number of servers can hold a quorum",
+            "consul_bootstrap_expect is 2 and there are 3 servers",
+        ),
+        (
+            json!({"consul_bootstrap_expect": 5}),
+            "The number of servers can hold a quorum",
+            "consul_bootstrap_expect is 5",
+        ),
+        (
+            cluster(json!([server(1), server(2)]), Some("kraken")),
+            "The number of servers can hold a quorum",
+            "there are 2 servers",
+        ),
         (cluster(json!([]), Some("kraken")), "The cluster has servers", "consul_servers"),
-        (cluster(json!([{"name": "consul-server-1", "address": null}]), Some("kraken")), "Addresses of the servers are known", "no address is known of consul-server-1"),
+        (
+            cluster(json!([{"name": "consul-server-1", "address": null}]), Some("kraken")),
+            "Addresses of the servers are known",
+            "no address is known of consul-server-1",
+        ),
         (cluster(json!([server(1)]), None), "The cluster has a name", "give the cluster a name"),
         (json!({"consul_datacenter": "Zürich 1"}), "The cluster has a name", "'Zürich 1' is no name for a datacenter"),
-        (json!({"consul_version": "v1.22.2"}), "The version is one that this role knows", "consul_version is 'v1.22.2'"),
+        (
+            json!({"consul_version": "v1.22.2"}),
+            "The version is one that this role knows",
+            "consul_version is 'v1.22.2'",
+        ),
         (json!({"consul_version": "1.9.0"}), "The version is one that this role knows", "1.12.0 or newer"),
         (json!({"consul_version": 1.22}), "The version is one that this role knows", "in quotes"),
-        (json!({"consul_server": false}), "Servers are those of the cluster's list", "for consul-server-1, and the group consul_servers has consul-server-1, consul-server-2, consul-server-3"),
-        (json!({"consul_config": {"bootstrap_expect": 5, "server": true}}), "Keys that the role sets come from its variables", "use consul_server, consul_bootstrap_expect"),
+        (
+            json!({"consul_server": false}),
+            "Servers are those of the cluster's list",
+            "for consul-server-1, and the group consul_servers has consul-server-1, consul-server-2, consul-server-3",
+        ),
+        (
+            json!({"consul_config": {"bootstrap_expect": 5, "server": true}}),
+            "Keys that the role sets come from its variables",
+            "use consul_server, consul_bootstrap_expect",
+        ),
         (json!({"consul_resolved": "sometimes"}), "The rest is one of the known words", "auto, true or false"),
         (json!({"base_time_sync": "ntp"}), "What is asked for makes sense", "base_time_sync must be"),
     ];
     for (more, task, said) in cases {
         let shown = more.to_string();
-        let (name, message) = refused(&loaded, "consul-server-1", more).unwrap_or_else(|| panic!("{shown} was not refused"));
+        let (name, message) =
+            refused(&loaded, "consul-server-1", more).unwrap_or_else(|| panic!("{shown} was not refused"));
         assert!(name == task && message.contains(said), "{shown}: {name}: {message}");
     }
 }
@@ -286,8 +334,15 @@ fn what_cannot_work_is_refused_with_what_to_do() {
 #[test]
 fn names_go_to_consul() {
     let loaded = load("consul.yaml");
-    let text = rendered(&scope(&loaded, "consul", "consul-server-1", json!({"consul_config": {"domain": "lan."}})), "consul", "resolved.conf.tera");
-    assert_eq!(text, "# Managed by Rollcall (role consul). Local changes are lost.\n[Resolve]\nDNS=127.0.0.1:8600\nDomains=~lan\n# Consul does not sign its answers.\nDNSSEC=false\n");
+    let text = rendered(
+        &scope(&loaded, "consul", "consul-server-1", json!({"consul_config": {"domain": "lan."}})),
+        "consul",
+        "resolved.conf.tera",
+    );
+    assert_eq!(
+        text,
+        "# Managed by Rollcall (role consul). Local changes are lost.\n[Resolve]\nDNS=127.0.0.1:8600\nDomains=~lan\n# Consul does not sign its answers.\nDNSSEC=false\n"
+    );
 }
 
 #[test]

@@ -70,7 +70,8 @@ fn scratch(workshop: &Workshop<'_>) -> anyhow::Result<tempfile::TempDir> {
 
 /// Lets apt resolve for a machine that has nothing installed, so that every dependency is fetched.
 async fn download(workshop: &Workshop<'_>, mirror: &str, pool: &Path, arch: &str) -> anyhow::Result<()> {
-    let keyring = || crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring");
+    let keyring =
+        || crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring");
     anyhow::ensure!(Path::new(KEYRING).exists(), keyring());
     let mut suites = vec![(mirror.to_owned(), RELEASE.to_owned())];
     if mirror == MIRROR {
@@ -78,7 +79,8 @@ async fn download(workshop: &Workshop<'_>, mirror: &str, pool: &Path, arch: &str
         suites.push((mirror.to_owned(), format!("{RELEASE}-updates")));
         suites.push((format!("{mirror}-security"), format!("{RELEASE}-security")));
     }
-    let lines: Vec<String> = suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();
+    let lines: Vec<String> =
+        suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();
     let sources = lines.concat();
     let apt = PrivateApt::new(workshop, &sources, arch).await?;
     apt.get(workshop, &["update"]).await?;
@@ -101,8 +103,10 @@ struct PrivateApt {
 impl PrivateApt {
     async fn new(workshop: &Workshop<'_>, sources: &str, arch: &str) -> anyhow::Result<Self> {
         let program = tool("apt-get", "apt")?;
-        let machine = workshop.run("apt-config", workshop.command(&tool("apt-config", "apt")?).args(["dump", "Acquire"])).await?;
-        let network: Vec<&str> = machine.lines().filter(|line| line.contains("Proxy") || line.contains("::CaInfo")).collect();
+        let machine =
+            workshop.run("apt-config", workshop.command(&tool("apt-config", "apt")?).args(["dump", "Acquire"])).await?;
+        let network: Vec<&str> =
+            machine.lines().filter(|line| line.contains("Proxy") || line.contains("::CaInfo")).collect();
         let root = scratch(workshop)?;
         for folder in ["lists/partial", "cache/archives/partial", "etc"] {
             paths::create_owned(&root.path().join(folder), workshop.owner)?;
@@ -124,7 +128,11 @@ impl PrivateApt {
 
     async fn get(&self, workshop: &Workshop<'_>, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = workshop.command(&self.program);
-        command.env("APT_CONFIG", self.root.path().join("apt.conf")).env("LC_ALL", "C").args(["-q", "-y"]).args(arguments);
+        command
+            .env("APT_CONFIG", self.root.path().join("apt.conf"))
+            .env("LC_ALL", "C")
+            .args(["-q", "-y"])
+            .args(arguments);
         workshop.run(&format!("apt-get {}", arguments.join(" ")), &mut command).await
     }
 
@@ -210,16 +218,34 @@ async fn sign_in(workshop: &Workshop<'_>, gpg: &Path, home: &Path, key: &Path, f
     paths::give(&suite.join("Release"), workshop.owner)?;
     let call = || {
         let mut command = workshop.command(gpg);
-        command.arg("--homedir").arg(home).args(["--batch", "--yes", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+        command.arg("--homedir").arg(home).args([
+            "--batch",
+            "--yes",
+            "--quiet",
+            "--pinentry-mode",
+            "loopback",
+            "--passphrase",
+            "",
+        ]);
         command.stdin(Stdio::null());
         command
     };
     workshop.run("gpg --import", call().arg("--import").arg(key)).await?;
     let release = suite.join("Release");
     let inline = suite.join("InRelease");
-    workshop.run("gpg --clearsign", call().args(["--digest-algo", "SHA512", "--clearsign", "-o"]).arg(&inline).arg(&release)).await?;
+    workshop
+        .run(
+            "gpg --clearsign",
+            call().args(["--digest-algo", "SHA512", "--clearsign", "-o"]).arg(&inline).arg(&release),
+        )
+        .await?;
     let detached = suite.join("Release.gpg");
-    workshop.run("gpg --detach-sign", call().args(["--digest-algo", "SHA512", "--armor", "--detach-sign", "-o"]).arg(&detached).arg(&release)).await?;
+    workshop
+        .run(
+            "gpg --detach-sign",
+            call().args(["--digest-algo", "SHA512", "--armor", "--detach-sign", "-o"]).arg(&detached).arg(&release),
+        )
+        .await?;
     workshop.run("gpg --export", call().args(["--export", "-o"]).arg(folder.join("key.gpg"))).await.map(drop)
 }
 
@@ -230,12 +256,23 @@ async fn signing_key(workshop: &Workshop<'_>, gpg: &Path) -> anyhow::Result<Path
             let home = scratch(workshop)?;
             let call = || {
                 let mut command = workshop.command(gpg);
-                command.arg("--homedir").arg(home.path()).args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+                command.arg("--homedir").arg(home.path()).args([
+                    "--batch",
+                    "--quiet",
+                    "--pinentry-mode",
+                    "loopback",
+                    "--passphrase",
+                    "",
+                ]);
                 command
             };
-            let made = workshop.run("gpg --quick-gen-key", call().args(["--quick-gen-key", SIGNER, "ed25519", "sign", "never"])).await;
+            let made = workshop
+                .run("gpg --quick-gen-key", call().args(["--quick-gen-key", SIGNER, "ed25519", "sign", "never"]))
+                .await;
             let exported = match made {
-                Ok(_) => workshop.run("gpg --export-secret-keys", call().args(["--armor", "--export-secret-keys"])).await,
+                Ok(_) => {
+                    workshop.run("gpg --export-secret-keys", call().args(["--armor", "--export-secret-keys"])).await
+                }
                 Err(error) => Err(error),
             };
             end_agent(workshop, home.path()).await;
@@ -286,7 +323,8 @@ mod tests {
         let apt = PrivateApt::new(workshop, &source_line(&base, &key), crate::programs::go_arch()).await?;
         apt.get(workshop, &["-o", "APT::Update::Error-Mode=any", "update"]).await?;
         apt.get(workshop, &[&["--download-only", "install"], wanted].concat()).await?;
-        let names = apt.archives()?.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        let names =
+            apt.archives()?.iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
         Ok(names)
     }
 

@@ -16,9 +16,27 @@ pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
 pub(crate) const MIRROR_VARIABLE: &str = "ROLLCALL_LAB_DEBIAN_MIRROR";
 /// What a Debian server image has, without kernel, documentation tools and cloud-init.
 const PACKAGES: [&str; 21] = [
-    "systemd", "systemd-sysv", "systemd-resolved", "libnss-resolve", "libnss-myhostname", "dbus", "openssh-server",
-    "iproute2", "iputils-ping", "netbase", "iptables", "ca-certificates", "curl", "sudo", "chrony", "logrotate",
-    "procps", "unzip", "gnupg", "less", "strace",
+    "systemd",
+    "systemd-sysv",
+    "systemd-resolved",
+    "libnss-resolve",
+    "libnss-myhostname",
+    "dbus",
+    "openssh-server",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "iptables",
+    "ca-certificates",
+    "curl",
+    "sudo",
+    "chrony",
+    "logrotate",
+    "procps",
+    "unzip",
+    "gnupg",
+    "less",
+    "strace",
 ];
 
 /// A file that goes into the image: path in it, mode, content.
@@ -60,8 +78,11 @@ pub(crate) fn prepare(owner: &Owner) -> Result<PathBuf> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         paths::write_atomic(&path, content.as_bytes(), mode)?;
     }
-    run::run_with_input(run::command("chroot").arg(&half).args(["/bin/sh", "-s"]).env_clear().env("PATH", CHROOT_PATH), SETUP.as_bytes())
-        .context("cannot set up the image")?;
+    run::run_with_input(
+        run::command("chroot").arg(&half).args(["/bin/sh", "-s"]).env_clear().env("PATH", CHROOT_PATH),
+        SETUP.as_bytes(),
+    )
+    .context("cannot set up the image")?;
     paths::create_owned(&parent, owner)?;
     // Only a whole image ever has this name.
     std::fs::rename(&half, &root).with_context(|| format!("cannot move the image to {}", root.display()))?;

@@ -33,7 +33,11 @@ impl Cgroups {
 
     fn find_in(root: &Path) -> Result<Self> {
         if root.join("cgroup.controllers").is_file() {
-            return Ok(Self { main: root.to_owned(), others: Vec::new(), memory: Some((root.to_owned(), "memory.current")) });
+            return Ok(Self {
+                main: root.to_owned(),
+                others: Vec::new(),
+                memory: Some((root.to_owned(), "memory.current")),
+            });
         }
         let named = root.join("systemd");
         if named.join("cgroup.procs").is_file() {
@@ -46,7 +50,10 @@ impl Cgroups {
             });
         }
         Err(Failure::new(
-            format!("there are no control groups at {}: neither version 2 nor systemd's hierarchy of version 1", root.display()),
+            format!(
+                "there are no control groups at {}: neither version 2 nor systemd's hierarchy of version 1",
+                root.display()
+            ),
             "mount them: mount -t cgroup2 none /sys/fs/cgroup",
         )
         .into())
@@ -61,7 +68,8 @@ impl Cgroups {
         self.hierarchies()
             .map(|hierarchy| {
                 let dir = hierarchy.join(TOP).join(lab).join(part);
-                std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the control group {}", dir.display()))?;
+                std::fs::create_dir_all(&dir)
+                    .with_context(|| format!("cannot make the control group {}", dir.display()))?;
                 Ok(dir.join("cgroup.procs"))
             })
             .collect()
@@ -130,7 +138,11 @@ fn processes(dir: &Path) -> Vec<i32> {
 
 fn groups_in(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Innermost first. A group is busy for a moment after its last process ended.
@@ -143,7 +155,9 @@ fn remove_groups(dir: &Path, deadline: Instant) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-            Err(error) => return Err(error).with_context(|| format!("cannot remove the control group {}", dir.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot remove the control group {}", dir.display()));
+            }
         }
     }
 }

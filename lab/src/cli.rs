@@ -199,7 +199,15 @@ fn host_line(host: &HostStatus, width: usize) -> String {
     let tags = host.tags.iter().filter(|(name, _)| *name != "Name").map(|(name, value)| format!("{name}={value}"));
     let mut notes: Vec<String> = tags.collect();
     notes.extend(host.faults.iter().map(|fault| format!("[{}]", fault.name())));
-    format!("{:width$}  {:14} {:19} {:12} {:8} {}", host.name, host.address, host.id, host.zone, host.state, notes.join(" "))
+    format!(
+        "{:width$}  {:14} {:19} {:12} {:8} {}",
+        host.name,
+        host.address,
+        host.id,
+        host.zone,
+        host.state,
+        notes.join(" ")
+    )
 }
 
 fn env(name: Option<&str>) -> Result<()> {

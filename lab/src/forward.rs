@@ -26,7 +26,14 @@ pub(crate) fn forward(paths: &LabPaths, port: u16, to: Option<&str>) -> Result<(
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|error| {
         let taken = error.kind() == std::io::ErrorKind::AddrInUse;
         let error = anyhow::Error::new(error).context(format!("cannot listen on 127.0.0.1:{port}"));
-        if taken { error.context(Failure::new(format!("port {port} is taken on this machine"), "lab forward ANOTHER --to HOST:PORT")) } else { error }
+        if taken {
+            error.context(Failure::new(
+                format!("port {port} is taken on this machine"),
+                "lab forward ANOTHER --to HOST:PORT",
+            ))
+        } else {
+            error
+        }
     })?;
     output::note(format!("http://127.0.0.1:{port} leads to {shown}; Ctrl-C ends it"));
     for stream in listener.incoming() {
@@ -50,11 +57,14 @@ fn target(paths: &LabPaths, port: u16, to: Option<&str>) -> Result<(Target, Stri
         return Ok((Target { namespace: paths.namespace_file(), addresses }, format!("the lab's {gateway}:{port}")));
     }
     let host = socket::find_host(paths, host)?;
-    let init = Cgroups::find()?
-        .init_of(&paths.name, &host.id)
-        .ok_or_else(|| Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name)))?;
+    let init = Cgroups::find()?.init_of(&paths.name, &host.id).ok_or_else(|| {
+        Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name))
+    })?;
     let addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((host.address, port))];
-    Ok((Target { namespace: PathBuf::from(format!("/proc/{init}/ns/net")), addresses }, format!("port {port} of {}", host.name)))
+    Ok((
+        Target { namespace: PathBuf::from(format!("/proc/{init}/ns/net")), addresses },
+        format!("port {port} of {}", host.name),
+    ))
 }
 
 /// `HOST:PORT` or `HOST`, whose port is then the local one.

@@ -149,7 +149,8 @@ impl Disk {
     pub(crate) fn limit(&self, env: &HostEnv, full: bool) -> Result<()> {
         let store = self.store();
         let bytes = if full {
-            let stat = nix::sys::statvfs::statvfs(&store).with_context(|| format!("cannot read {}", store.display()))?;
+            let stat =
+                nix::sys::statvfs::statvfs(&store).with_context(|| format!("cannot read {}", store.display()))?;
             (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
         } else {
             env.disk_bytes
@@ -239,10 +240,15 @@ pub(crate) fn start(env: &HostEnv, disk: &Disk, instance: &Instance) -> Result<t
     // What a power cut left of the last boot's cable, if the kernel has not removed it yet.
     let _ = crate::run::run(crate::run::command("ip").args(["link", "delete", &format!("vb-h{last}")]));
     let append = |path: PathBuf| -> Result<File> {
-        OpenOptions::new().create(true).append(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))
     };
     // The shell joins the host's groups, then becomes nspawn: there is no moment at which it is outside of them.
-    let script = "for group in $GROUPS_TO_JOIN; do echo 0 > \"$group\" || exit 1; done; unset GROUPS_TO_JOIN; exec \"$@\"";
+    let script =
+        "for group in $GROUPS_TO_JOIN; do echo 0 > \"$group\" || exit 1; done; unset GROUPS_TO_JOIN; exec \"$@\"";
     let groups: Vec<String> = join.iter().map(|path| path.display().to_string()).collect();
     let mut command = tokio::process::Command::new("/bin/sh");
     command

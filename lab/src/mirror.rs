@@ -105,11 +105,16 @@ impl http_body::Body for FileBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         if self.left == 0 {
             return match &mut self.cut {
                 None => Poll::Ready(None),
-                Some(delay) => delay.as_mut().poll(context).map(|()| Some(Err(std::io::Error::other("cut on purpose")))),
+                Some(delay) => {
+                    delay.as_mut().poll(context).map(|()| Some(Err(std::io::Error::other("cut on purpose"))))
+                }
             };
         }
         let wanted = usize::try_from(self.left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
@@ -258,7 +263,14 @@ mod tests {
         let (folder, program) = release();
         let base = served(&folder.path().join("tree")).await;
         let client = crate::cloud::moto::plain_client().unwrap();
-        let sums = client.get(format!("{base}/consul/1.22.2/consul_1.22.2_SHA256SUMS")).send().await.unwrap().text().await.unwrap();
+        let sums = client
+            .get(format!("{base}/consul/1.22.2/consul_1.22.2_SHA256SUMS"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
         let (sum, name) = sums.trim_end().split_once("  ").unwrap();
         assert_eq!(name, "consul_1.22.2_linux_amd64.zip");
         let zip = client.get(format!("{base}/consul/1.22.2/{name}")).send().await.unwrap().bytes().await.unwrap();
@@ -269,7 +281,8 @@ mod tests {
         let mut unpacked = Vec::new();
         entry.read_to_end(&mut unpacked).unwrap();
         assert!(unpacked == program);
-        let index: serde_json::Value = client.get(format!("{base}/consul/index.json")).send().await.unwrap().json().await.unwrap();
+        let index: serde_json::Value =
+            client.get(format!("{base}/consul/index.json")).send().await.unwrap().json().await.unwrap();
         assert_eq!(index["versions"]["1.22.2"]["builds"][0]["url"], format!("/consul/1.22.2/{name}"));
     }
 
@@ -292,7 +305,17 @@ mod tests {
 
     #[test]
     fn nothing_outside_of_the_tree_is_served() {
-        for path in ["/../etc/passwd", "/a/../../b", "/%2e%2e/etc/passwd", "//etc/../..", "/", "/faults/half/..", "/faults/slow/a", "/a%00b", "/%zz"] {
+        for path in [
+            "/../etc/passwd",
+            "/a/../../b",
+            "/%2e%2e/etc/passwd",
+            "//etc/../..",
+            "/",
+            "/faults/half/..",
+            "/faults/slow/a",
+            "/a%00b",
+            "/%zz",
+        ] {
             assert_eq!(resolve(path), None, "{path}");
         }
         assert_eq!(resolve("/consul/index.json"), Some((Manner::Whole, "consul/index.json".into())));
@@ -306,7 +329,8 @@ mod tests {
         let tree = folder.path().join("tree");
         let zip = tree.join("consul/1.22.2/consul_1.22.2_linux_amd64.zip");
         let before = digest(&zip).unwrap();
-        let program = Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path: folder.path().join("built") };
+        let program =
+            Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path: folder.path().join("built") };
         std::fs::write(&zip, "kept").unwrap();
         publish(&tree, &program, "amd64").unwrap();
         assert_eq!(std::fs::read(&zip).unwrap(), b"kept");

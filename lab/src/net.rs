@@ -36,7 +36,9 @@ pub(crate) fn hostname(address: Ipv4Addr) -> String {
 
 /// Makes the lab's namespace.
 pub(crate) fn create_namespace(paths: &LabPaths) -> Result<()> {
-    run(command("ip").args(["netns", "add", &paths.namespace()])).map(drop).context("cannot make the lab's network namespace")
+    run(command("ip").args(["netns", "add", &paths.namespace()]))
+        .map(drop)
+        .context("cannot make the lab's network namespace")
 }
 
 /// Removes it; it may be gone already.

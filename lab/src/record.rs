@@ -31,7 +31,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(name: &str, subnet: Ipv4Net, owner: Owner, file: String, text: String, base: PathBuf, prepared: Prepared) -> Self {
+    pub(crate) fn new(
+        name: &str,
+        subnet: Ipv4Net,
+        owner: Owner,
+        file: String,
+        text: String,
+        base: PathBuf,
+        prepared: Prepared,
+    ) -> Self {
         Self { version: VERSION, name: name.to_owned(), subnet, owner, file, text, base, prepared }
     }
 
@@ -53,7 +61,8 @@ impl Record {
     /// The record of a lab that must be there.
     pub(crate) fn of(paths: &LabPaths) -> Result<Self> {
         Self::read(paths).ok_or_else(|| {
-            let hint = if paths.dir().exists() { format!("lab down --name {}", paths.name) } else { "lab up FILE".to_owned() };
+            let hint =
+                if paths.dir().exists() { format!("lab down --name {}", paths.name) } else { "lab up FILE".to_owned() };
             Failure::new(format!("no lab '{}' is up", paths.name), hint).into()
         })
     }

@@ -33,7 +33,11 @@ impl Prepared {
 
 /// Makes what is missing. Needs the network when something is; runs outside of the lab's namespace.
 /// `say` hears one line before each step that takes long.
-pub(crate) async fn prepare(cache: &Path, owner: &Owner, say: &(dyn Fn(&str) + Send + Sync)) -> anyhow::Result<Prepared> {
+pub(crate) async fn prepare(
+    cache: &Path,
+    owner: &Owner,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> anyhow::Result<Prepared> {
     let workshop = Workshop { cache, owner, say };
     let moto = environment(&workshop).await.context("cannot make the EC2 API's environment")?;
     let apt = apt::repository(&workshop).await.context("cannot make the package repository")?;
@@ -60,13 +64,24 @@ async fn environment(workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
             (workshop.say)("installing the EC2 API server (moto) into a virtual environment");
             let mut venv = workshop.command(&python);
             venv.args(["-m", "venv"]).arg(&folder);
-            workshop.run("python3 -m venv", &mut venv).await.map_err(|error| {
-                crate::failure::Failure::new(format!("{error:#}"), "apt-get install python3-venv")
-            })?;
+            workshop
+                .run("python3 -m venv", &mut venv)
+                .await
+                .map_err(|error| crate::failure::Failure::new(format!("{error:#}"), "apt-get install python3-venv"))?;
             let list = folder.join("requirements.txt");
             paths::write_atomic(&list, REQUIREMENTS.as_bytes(), 0o644)?;
             let mut pip = workshop.command(&folder.join("bin/python"));
-            pip.args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "-r"]).arg(&list);
+            pip.args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-input",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "-r",
+            ])
+            .arg(&list);
             workshop.run("pip install", &mut pip).await.map(drop)
         })
         .await?;

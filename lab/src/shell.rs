@@ -14,7 +14,11 @@ use crate::{net, run};
 
 /// Settings of the caller's own cloud, which would win over the lab's.
 const UNSET: [&str; 6] = [
-    "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_ROLE_ARN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_ENDPOINT_URL_EC2",
 ];
 
@@ -73,7 +77,12 @@ fn inside(paths: &LabPaths, program: &str) -> Result<Command> {
         words.extend(["nsenter".to_owned(), format!("--net={}", paths.namespace_file().display())]);
     }
     if me.is_root() && owner.uid != 0 {
-        words.extend(["setpriv".to_owned(), format!("--reuid={}", owner.uid), format!("--regid={}", owner.gid), "--init-groups".to_owned()]);
+        words.extend([
+            "setpriv".to_owned(),
+            format!("--reuid={}", owner.uid),
+            format!("--regid={}", owner.gid),
+            "--init-groups".to_owned(),
+        ]);
     }
     words.push(program.to_owned());
     let mut command = run::command(&words[0]);
@@ -90,7 +99,8 @@ fn inside(paths: &LabPaths, program: &str) -> Result<Command> {
 /// `lab shell [-- CMD]`. Replaces this process.
 pub(crate) fn shell(paths: &LabPaths, words: &[String]) -> Result<()> {
     let status = socket::status(paths)?;
-    let shell = || std::env::var("SHELL").ok().filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/bash".to_owned());
+    let shell =
+        || std::env::var("SHELL").ok().filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/bash".to_owned());
     let path = path(&status);
     let program = match words.first() {
         Some(word) => found(word, &path),
@@ -110,7 +120,10 @@ fn found(word: &str, path: &str) -> String {
         return word.to_owned();
     }
     let candidates = path.split(':').map(|folder| PathBuf::from(folder).join(word));
-    candidates.into_iter().find(|file| file.is_file()).map_or_else(|| word.to_owned(), |file| file.display().to_string())
+    candidates
+        .into_iter()
+        .find(|file| file.is_file())
+        .map_or_else(|| word.to_owned(), |file| file.display().to_string())
 }
 
 /// `lab ssh HOST [ARGS]` and `lab exec HOST -- CMD`: the system's SSH client with the lab's files. Replaces this process.
@@ -148,9 +161,9 @@ fn remote_command(words: &[String]) -> String {
 pub(crate) fn direct(paths: &LabPaths, host: &str, words: &[String]) -> Result<()> {
     run::require_root("entering a host directly")?;
     let host = socket::find_host(paths, host)?;
-    let init = Cgroups::find()?
-        .init_of(&paths.name, &host.id)
-        .ok_or_else(|| Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name)))?;
+    let init = Cgroups::find()?.init_of(&paths.name, &host.id).ok_or_else(|| {
+        Failure::new(format!("{} is not up: {}", host.name, host.state), format!("lab start {}", host.name))
+    })?;
     let mut command = run::command("nsenter");
     command
         .arg(format!("--target={init}"))

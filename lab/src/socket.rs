@@ -21,14 +21,30 @@ pub(crate) enum Request {
     /// Answers when every host that runs answers on SSH.
     Ready,
     Status,
-    Find { host: String },
-    Kill { host: String },
-    Start { host: String },
-    Reset { host: String },
-    Console { host: String },
-    Partition { a: Vec<String>, b: Vec<String> },
+    Find {
+        host: String,
+    },
+    Kill {
+        host: String,
+    },
+    Start {
+        host: String,
+    },
+    Reset {
+        host: String,
+    },
+    Console {
+        host: String,
+    },
+    Partition {
+        a: Vec<String>,
+        b: Vec<String>,
+    },
     Heal,
-    Fault { host: String, fault: Option<Fault> },
+    Fault {
+        host: String,
+        fault: Option<Fault>,
+    },
 }
 
 /// What can be broken in a host that runs.
@@ -125,7 +141,9 @@ pub(crate) fn ask(paths: &LabPaths, request: &Request) -> Result<Answer> {
     stream.write_all(&line).context("cannot write to the lab's supervisor")?;
     for line in BufReader::new(stream).lines() {
         let line = line.context("the connection to the lab's supervisor broke")?;
-        match serde_json::from_str(&line).context("the lab's supervisor answers something else: is it of another version?")? {
+        match serde_json::from_str(&line)
+            .context("the lab's supervisor answers something else: is it of another version?")?
+        {
             Reply::Progress(text) => output::note(text),
             Reply::Done(answer) => return Ok(answer),
             Reply::Failed { message, hint } => return Err(Failure { message, hint }.into()),

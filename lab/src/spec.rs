@@ -245,12 +245,7 @@ fn region_of(zone: &str) -> Option<&str> {
 }
 
 /// All instances of the file, counts expanded, in the file's order.
-fn expand(
-    source: &Source<'_>,
-    raw: &RawSpec,
-    region: &str,
-    keys: &[KeySpec],
-) -> Result<Vec<InstanceSpec>, SpecError> {
+fn expand(source: &Source<'_>, raw: &RawSpec, region: &str, keys: &[KeySpec]) -> Result<Vec<InstanceSpec>, SpecError> {
     let mut instances: Vec<InstanceSpec> = Vec::new();
     let mut names = BTreeSet::new();
     let mut addresses = BTreeSet::new();
@@ -345,9 +340,15 @@ fn check_instance(source: &Source<'_>, one: &RawInstance, keys: &[KeySpec]) -> R
         return Err(source.at(key, format!("no key is called '{}'", key.value), Some(hint)));
     }
     check_tags(source, one)?;
-    one.address.as_ref().map(|address| {
-        address.value.parse().map_err(|_| source.at(address, format!("'{}' is no IPv4 address", address.value), None))
-    }).transpose()
+    one.address
+        .as_ref()
+        .map(|address| {
+            address
+                .value
+                .parse()
+                .map_err(|_| source.at(address, format!("'{}' is no IPv4 address", address.value), None))
+        })
+        .transpose()
 }
 
 /// EC2's own limits, told before EC2 would.
@@ -427,7 +428,11 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_told_with_its_line_and_the_nearest_one() {
-        fails("name: x\ninstances:\n  - name: a\n    tgas: {}\n", "4:5", &["unknown key 'tgas'", "did you mean 'tags'?", "4 |     tgas: {}"]);
+        fails(
+            "name: x\ninstances:\n  - name: a\n    tgas: {}\n",
+            "4:5",
+            &["unknown key 'tgas'", "did you mean 'tags'?", "4 |     tgas: {}"],
+        );
         fails("instnaces: []\n", "1:1", &["unknown key 'instnaces'", "did you mean 'instances'?"]);
         fails("colour: red\ninstances: []\n", "1:1", &["known here: name, region"]);
     }

@@ -16,9 +16,9 @@ pub(crate) fn write(paths: &LabPaths, jump_host: Option<&str>, hosts: &[HostStat
 
 /// Each key under the instance's id, which it belongs to for ever, and its address, which clients know.
 fn known_hosts(hosts: &[HostStatus]) -> String {
-    let lines = hosts.iter().flat_map(|host| {
-        host.host_keys.iter().map(move |key| format!("{},{} {key}\n", host.id, host.address))
-    });
+    let lines = hosts
+        .iter()
+        .flat_map(|host| host.host_keys.iter().map(move |key| format!("{},{} {key}\n", host.id, host.address)));
     lines.collect()
 }
 

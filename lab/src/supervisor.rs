@@ -33,7 +33,8 @@ const APT_KEY: &str = "etc/apt/keyrings/rollcall-lab.gpg";
 /// PID 1 of a lab: starts the supervisor, waits for every orphan, ends with the supervisor and so ends all.
 pub(crate) fn init(name: &str) -> Result<u8> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    let child = std::process::Command::new(program).args(["supervise", name]).spawn().context("cannot start the supervisor")?;
+    let child =
+        std::process::Command::new(program).args(["supervise", name]).spawn().context("cannot start the supervisor")?;
     let pid = i32::try_from(child.id()).context("the supervisor has no process id")?;
     loop {
         match wait() {
@@ -126,7 +127,8 @@ async fn run(paths: LabPaths, record: Record) -> Result<()> {
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "services are up, hosts boot");
     stage_tx.send_replace(Stage::Up(None));
     let mut tick = tokio::time::interval(Duration::from_secs(1));
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut term =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).context("cannot catch SIGTERM")?;
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -239,7 +241,8 @@ async fn serve(stream: UnixStream, lab: &Lab) -> Result<()> {
     BufReader::new(read).read_line(&mut line).await.context("cannot read the request")?;
     let (progress_tx, mut progress) = mpsc::unbounded_channel();
     let answer = async {
-        let request = serde_json::from_str(&line).context("this request is not known: is the lab of another version?")?;
+        let request =
+            serde_json::from_str(&line).context("this request is not known: is the lab of another version?")?;
         answer(lab, request, progress_tx).await
     };
     tokio::pin!(answer);

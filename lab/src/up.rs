@@ -30,7 +30,9 @@ pub(crate) fn prepare() -> Result<(std::path::PathBuf, Prepared)> {
     std::thread::scope(|scope| {
         let image = scope.spawn(|| base::prepare(&owner));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let prepared = runtime.context("cannot start the runtime")?.block_on(serve::prepare(&cache, &owner, &|line| output::note(line)));
+        let prepared = runtime
+            .context("cannot start the runtime")?
+            .block_on(serve::prepare(&cache, &owner, &|line| output::note(line)));
         let image = image.join().map_err(|_| anyhow::anyhow!("the making of the image broke off"))?;
         Ok((image?, prepared?))
     })
@@ -86,20 +88,23 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         }
     };
     output::note(format!("starting lab '{}'", paths.name));
-    wait_for_socket(&paths, &mut child).and_then(|()| socket::ask_and_tell(&paths, &Request::Ready)).map_err(|error| {
-        // A lab whose supervisor lives is left for a look at what is wrong; of a dead one nothing is. One that is
-        // about to end may answer first.
-        let deadline = Instant::now() + Duration::from_secs(1);
-        while cgroups.is_alive(&paths.name) {
-            if Instant::now() > deadline {
-                return error;
+    wait_for_socket(&paths, &mut child).and_then(|()| socket::ask_and_tell(&paths, &Request::Ready)).map_err(
+        |error| {
+            // A lab whose supervisor lives is left for a look at what is wrong; of a dead one nothing is. One that is
+            // about to end may answer first.
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while cgroups.is_alive(&paths.name) {
+                if Instant::now() > deadline {
+                    return error;
+                }
+                std::thread::sleep(Duration::from_millis(20));
             }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let error = last_error(&std::fs::read_to_string(paths.log()).unwrap_or_default()).map_or(error, anyhow::Error::msg);
-        let _ = paths::lock().and_then(|_lock| clean(&paths, &cgroups));
-        error
-    })?;
+            let error =
+                last_error(&std::fs::read_to_string(paths.log()).unwrap_or_default()).map_or(error, anyhow::Error::msg);
+            let _ = paths::lock().and_then(|_lock| clean(&paths, &cgroups));
+            error
+        },
+    )?;
     advise(&paths)
 }
 
@@ -112,7 +117,8 @@ fn is_up(paths: &LabPaths, cgroups: &Cgroups, text: &str) -> Result<bool> {
         Some(record) if record.text == text => Ok(true),
         Some(record) => {
             let message = format!("a lab '{}' is up already, made from something else ({})", paths.name, record.file);
-            Err(Failure::new(message, format!("lab down --name {0}, or give this one another --name", paths.name)).into())
+            Err(Failure::new(message, format!("lab down --name {0}, or give this one another --name", paths.name))
+                .into())
         }
         None => Ok(false),
     }
@@ -126,8 +132,8 @@ fn start(
 ) -> Result<Child> {
     let taken: BTreeSet<_> =
         paths::labs()?.iter().filter_map(|lab| Record::read(&LabPaths::new(lab))).map(|record| record.subnet).collect();
-    let subnet = net::free_subnet(&taken)
-        .ok_or_else(|| Failure::new("all 254 subnets of labs are taken", "lab down --all"))?;
+    let subnet =
+        net::free_subnet(&taken).ok_or_else(|| Failure::new("all 254 subnets of labs are taken", "lab down --all"))?;
     let record = Record::new(&paths.name, subnet, paths::owner()?, file, text, base, prepared);
     let spec = record.spec()?;
     let keys: Vec<&str> = spec.keys.iter().map(|key| key.name.as_str()).collect();
@@ -141,7 +147,8 @@ fn start(
     let log = std::fs::File::create(paths.log()).with_context(|| format!("cannot write {}", paths.log().display()))?;
     let errors = log.try_clone().with_context(|| format!("cannot write {}", paths.log().display()))?;
     // The shell joins the lab's groups and becomes the next program, and so does each one after it.
-    let script = "for group in $GROUPS_TO_JOIN; do echo 0 > \"$group\" || exit 1; done; unset GROUPS_TO_JOIN; exec \"$@\"";
+    let script =
+        "for group in $GROUPS_TO_JOIN; do echo 0 > \"$group\" || exit 1; done; unset GROUPS_TO_JOIN; exec \"$@\"";
     std::process::Command::new("/bin/sh")
         .args(["-c", script, "sh", "setsid", "nsenter"])
         .arg(format!("--net={}", paths.namespace_file().display()))

@@ -28,9 +28,17 @@ impl Lab {
         // One test collects at a time, so that two never wait for each other's hosts.
         let queue = open(&dir.join("queue"));
         queue.lock().expect("a lock can be waited for");
-        let candidates: Vec<Host> =
-            self.status().hosts.into_iter().filter(|host| host.name.starts_with(prefix) && host.name != "jump").collect();
-        assert!(candidates.len() >= count, "lab/test.yaml has {} hosts '{prefix}*', {count} were asked for", candidates.len());
+        let candidates: Vec<Host> = self
+            .status()
+            .hosts
+            .into_iter()
+            .filter(|host| host.name.starts_with(prefix) && host.name != "jump")
+            .collect();
+        assert!(
+            candidates.len() >= count,
+            "lab/test.yaml has {} hosts '{prefix}*', {count} were asked for",
+            candidates.len()
+        );
         let deadline = Instant::now() + PATIENCE;
         let mut hosts: Vec<(Host, File)> = Vec::new();
         loop {

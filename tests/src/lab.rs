@@ -88,7 +88,10 @@ impl Lab {
     #[track_caller]
     pub fn host(&self, name: &str) -> Host {
         let hosts = self.status().hosts;
-        hosts.into_iter().find(|host| host.name == name).unwrap_or_else(|| panic!("lab '{}' has no host '{name}'", self.name))
+        hosts
+            .into_iter()
+            .find(|host| host.name == name)
+            .unwrap_or_else(|| panic!("lab '{}' has no host '{name}'", self.name))
     }
 
     /// A line for the host's shell, over SSH as the login user.

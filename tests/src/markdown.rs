@@ -48,7 +48,9 @@ pub fn blocks(page: &str) -> Result<Vec<Block>, String> {
                 let fence: String = trimmed.chars().take_while(|c| *c == '`').collect();
                 let language = trimmed[fence.len()..].trim();
                 let place = match language {
-                    "sh" | "bash" | "shell" | "console" => Some(place(&before).map_err(|wrong| format!("line {number}: {wrong}"))?),
+                    "sh" | "bash" | "shell" | "console" => {
+                        Some(place(&before).map_err(|wrong| format!("line {number}: {wrong}"))?)
+                    }
                     _ => None,
                 };
                 open = Some((number, fence, place, String::new()));

@@ -32,7 +32,8 @@ impl Project {
         );
         let mut inventory = "all:\n  hosts:\n".to_owned();
         for host in hosts {
-            write!(inventory, "    {}:\n      ansible_host: {}\n", host.name, host.address).expect("text can be written");
+            write!(inventory, "    {}:\n      ansible_host: {}\n", host.name, host.address)
+                .expect("text can be written");
         }
         project.file("rollcall.yaml", &settings).file("inventory.yaml", &inventory)
     }

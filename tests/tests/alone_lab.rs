@@ -19,7 +19,9 @@ fn traces(lab: &str) -> Vec<String> {
         }
     }
     let listed = |words: &[&str]| run(Command::new(words[0]).args(&words[1..]), Duration::from_secs(20)).ok().out;
-    let belongs = |line: &&str| line.contains(&format!("/{lab}/")) || line.contains(&namespace) || line.contains(&format!("init {lab}"));
+    let belongs = |line: &&str| {
+        line.contains(&format!("/{lab}/")) || line.contains(&namespace) || line.contains(&format!("init {lab}"))
+    };
     found.extend(listed(&["cat", "/proc/self/mountinfo"]).lines().filter(belongs).map(|line| format!("mount {line}")));
     found.extend(listed(&["ps", "-eo", "pid,args"]).lines().filter(belongs).map(|line| format!("process {line}")));
     let groups = listed(&["find", "/sys/fs/cgroup", "-type", "d", "-name", &format!("*{lab}*")]);
@@ -47,7 +49,8 @@ fn two_labs_do_not_disturb_each_other_and_a_crash_leaves_nothing() {
     let address = other.host("web-1").address;
     one.root("web", &format!("ping -c 1 -W 1 {address}")).ends(1).says("Unreachable");
     // The supervisor's death takes all of its lab along, and nothing of the other.
-    let supervisor = run(Command::new("pgrep").args(["--full", &format!("supervise {}$", one.name)]), Duration::from_secs(5)).ok();
+    let supervisor =
+        run(Command::new("pgrep").args(["--full", &format!("supervise {}$", one.name)]), Duration::from_secs(5)).ok();
     let supervisor = supervisor.text().lines().next().expect("its process id").to_owned();
     run(Command::new("kill").args(["-s", "KILL", &supervisor]), Duration::from_secs(5)).ok();
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -94,9 +97,11 @@ fn with_a_jump_host_ssh_is_open_to_it_only() {
 fn instances_that_the_api_starts_and_ends_are_hosts() {
     let lab = OwnLab::boot_text(ONE);
     let subnet = lab.ec2("Action=DescribeSubnets").ok();
-    let subnet = subnet.out.split("<subnetId>").nth(1).and_then(|rest| rest.split('<').next()).expect("a subnet").to_owned();
+    let subnet =
+        subnet.out.split("<subnetId>").nth(1).and_then(|rest| rest.split('<').next()).expect("a subnet").to_owned();
     let image = lab.ec2(&format!("Action=DescribeInstances&InstanceId.1={}", lab.host("web").id)).ok();
-    let image = image.out.split("<imageId>").nth(1).and_then(|rest| rest.split('<').next()).expect("an image").to_owned();
+    let image =
+        image.out.split("<imageId>").nth(1).and_then(|rest| rest.split('<').next()).expect("an image").to_owned();
     lab.ec2(&format!(
         "Action=RunInstances&ImageId={image}&InstanceType=t3.micro&MinCount=1&MaxCount=1&KeyName=k&SubnetId={subnet}\
          &TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=Name&TagSpecification.1.Tag.1.Value=extra"

@@ -21,11 +21,13 @@ struct Newcomer {
 impl Newcomer {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
         let newcomer = Self { dir, lab: Lab { name: format!("{}-demo", Lab::shared().name) }, port };
         std::fs::create_dir(newcomer.home()).expect("a folder");
         // What git knows of, as it lies here: a file that somebody forgot to add is missing here, too.
-        let list = run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
+        let list =
+            run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
         for file in list.out.split('\0').filter(|file| !file.is_empty()) {
             let (from, to) = (root().join(file), newcomer.clone().join(file));
             std::fs::create_dir_all(to.parent().expect("it lies in the clone")).expect("a folder");
@@ -51,7 +53,9 @@ impl Newcomer {
         command.args(words).current_dir(self.clone());
         let old_home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         command.env("HOME", self.home()).env("DEMO_LAB", &self.lab.name).env("DEMO_PORT", self.port.to_string());
-        for name in ["ROLLCALL_LAB", "ROLLCALL_TEST_LAB", "ROLLCALL_TEST_DIR", "ROLLCALL_BIN", "T", "MAKEFLAGS", "MAKELEVEL"] {
+        for name in
+            ["ROLLCALL_LAB", "ROLLCALL_TEST_LAB", "ROLLCALL_TEST_DIR", "ROLLCALL_BIN", "T", "MAKEFLAGS", "MAKELEVEL"]
+        {
             command.env_remove(name);
         }
         let keep = |command: &mut Command, name: &str, default: &str| {
@@ -92,7 +96,8 @@ impl Newcomer {
         let url = format!("http://127.0.0.1:{}/ui/", self.port);
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let said = run(Command::new("curl").args(["--silent", "--fail", "--location", &url]), Duration::from_secs(20));
+            let said =
+                run(Command::new("curl").args(["--silent", "--fail", "--location", &url]), Duration::from_secs(20));
             if said.code == 0 {
                 said.says("Consul");
                 break;
@@ -153,7 +158,8 @@ fn the_readme_leads_from_nothing_to_a_cluster_and_back() {
         let said = newcomer.run(&readme, block);
         if is(block, "make demo") {
             let members = newcomer.members();
-            let alive = |kind: &str| members.iter().filter(|line| line.contains("alive") && line.contains(kind)).count();
+            let alive =
+                |kind: &str| members.iter().filter(|line| line.contains("alive") && line.contains(kind)).count();
             assert_eq!((alive("server"), alive("client"), members.len()), (3, 7, 10), "{members:#?}");
         }
         // The demo did it; the newcomer does it again, and nothing changes.

@@ -69,7 +69,10 @@ fn playbooks_that_are_wrong_are_refused_with_place_and_hint() {
         ("- hosts: all\n  roles: [base, nothing_like_it]\n".into(), &["site.yaml:2:", "nothing_like_it"]),
         (task("    - debug: {msg: x}\n      when: 1 +\n"), &["site.yaml:9:"]),
         (task("    - debug: {msg: x}\n      when: inventory_hostname\n"), &["site.yaml:9:", "true or false"]),
-        (task("    - debug: {msg: '{{ undefind }}'}\n  vars: {undefined_: 1}\n"), &["site.yaml:8:", "undefind", "undefined_"]),
+        (
+            task("    - debug: {msg: '{{ undefind }}'}\n  vars: {undefined_: 1}\n"),
+            &["site.yaml:8:", "undefind", "undefined_"],
+        ),
         (task("    - copy: {content: \"a\\0b\", dest: \"/srv/a\\0b\"}\n"), &["site.yaml:8:", "NUL"]),
         ("- hosts: nobody_like_it\n  tasks: []\n".into(), &["site.yaml:1:", "nobody_like_it"]),
         ("hosts: all\n".into(), &["site.yaml:1:1", "list"]),
@@ -83,7 +86,8 @@ fn playbooks_that_are_wrong_are_refused_with_place_and_hint() {
     for (text, expected) in &cases {
         ground.project.write("site.yaml", text);
         let said = ground.project.controller(["run", "site.yaml"]);
-        let missing: Vec<&&str> = expected.iter().filter(|text| !said.out.contains(**text) && !said.err.contains(**text)).collect();
+        let missing: Vec<&&str> =
+            expected.iter().filter(|text| !said.out.contains(**text) && !said.err.contains(**text)).collect();
         if said.code != 3 || !missing.is_empty() {
             wrong.push(format!("{text}\nlacks {missing:?}\n{}", said.report()));
         }
@@ -119,11 +123,22 @@ fn inventories_and_patterns_that_are_wrong_are_refused() {
     ground.project.controller(["run", "empty.yaml", "-i", "more.yaml"]).ends(3).says("empty.yaml:2:").says("empty");
 
     ground.project.write("bad.yaml", "all:\n  hots:\n    a: {}\n");
-    ground.project.controller(["run", "site.yaml", "-i", "bad.yaml"]).ends(3).says("bad.yaml:2:3").says("hots").says("hosts");
+    ground
+        .project
+        .controller(["run", "site.yaml", "-i", "bad.yaml"])
+        .ends(3)
+        .says("bad.yaml:2:3")
+        .says("hots")
+        .says("hosts");
     ground.project.write("bad.yaml", "all:\n  hosts:\n\ta: {}\n");
     ground.project.controller(["run", "site.yaml", "-i", "bad.yaml"]).ends(3).says("bad.yaml:3:");
     ground.project.write("x.aws_ec2.yaml", "plugin: amazon.aws.aws_ec2\nregions: [us-west-2]\nfiltres: {}\n");
-    ground.project.controller(["run", "site.yaml", "-i", "x.aws_ec2.yaml"]).ends(3).says("x.aws_ec2.yaml:3:1").says("filters");
+    ground
+        .project
+        .controller(["run", "site.yaml", "-i", "x.aws_ec2.yaml"])
+        .ends(3)
+        .says("x.aws_ec2.yaml:3:1")
+        .says("filters");
     ground.project.write("group_vars/all.yaml", "a: 1\na: 2\n");
     ground.project.controller(["run", "site.yaml"]).ends(3).says("all.yaml:2:1");
     ground.untouched();
@@ -136,7 +151,10 @@ fn the_cloud_without_credentials_or_with_bad_ones_is_told() {
     ground.project.write("site.yaml", BEGIN);
     let controller = rollcall_tests::program("controller");
     let line = |settings: &str| {
-        let line = format!("unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE; {settings} exec {} run site.yaml -i x.aws_ec2.yaml", controller.display());
+        let line = format!(
+            "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE; {settings} exec {} run site.yaml -i x.aws_ec2.yaml",
+            controller.display()
+        );
         ground.project.shell(&line)
     };
     line("export AWS_EC2_METADATA_DISABLED=true;").ends(3).says("credentials");
@@ -155,7 +173,10 @@ fn a_variable_that_is_undefined_only_on_the_last_host_is_told_before_the_first_i
     );
     // The same in a template.
     ground.project.write("templates/port.j2", "first line\nport {{ port }}\n");
-    ground.refused(&format!("{BEGIN}    - template: {{src: port.j2, dest: /srv/port}}\n"), &["port.j2:2:", "port", ground.hosts.name(1)]);
+    ground.refused(
+        &format!("{BEGIN}    - template: {{src: port.j2, dest: /srv/port}}\n"),
+        &["port.j2:2:", "port", ground.hosts.name(1)],
+    );
     ground.untouched();
 }
 

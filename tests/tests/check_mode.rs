@@ -128,7 +128,8 @@ fn a_plan_on_fresh_hosts_says_what_the_run_then_does() {
     project.controller(["run", "again.yaml"]).ok();
     for verb in ["plan", "run"] {
         let said = project.controller([verb, "again.yaml", "--json"]).ok();
-        let changed: Vec<_> = statuses(&said).into_iter().filter(|(_, all)| all.iter().any(|s| s != "ok" && s != "skipped")).collect();
+        let changed: Vec<_> =
+            statuses(&said).into_iter().filter(|(_, all)| all.iter().any(|s| s != "ok" && s != "skipped")).collect();
         assert!(changed.is_empty(), "{verb}: {changed:?}");
     }
 }

@@ -25,9 +25,8 @@ impl Cluster {
             }
             inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
         }
-        let project = Project::new(&lab, hosts.hosts())
-            .file("inventory.yaml", &inventory)
-            .file("group_vars/all.yaml", "{}\n");
+        let project =
+            Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", "{}\n");
         let cluster = Self { hosts, project };
         cluster.configure("");
         cluster
@@ -61,7 +60,10 @@ impl Cluster {
 
     /// Lines of the unit's journal on a server, with the seconds since 1970 in front.
     fn journal(&self, server: usize, pattern: &str) -> Vec<(f64, String)> {
-        let said = self.hosts.root(server, &format!("journalctl --unit consul --output short-unix --quiet | grep '{pattern}' || true")).ok();
+        let said = self
+            .hosts
+            .root(server, &format!("journalctl --unit consul --output short-unix --quiet | grep '{pattern}' || true"))
+            .ok();
         let line = |line: &str| {
             let (time, rest) = line.split_once(' ').expect("a time stands in front");
             (time.parse().expect("it is a number"), rest.to_owned())
@@ -77,7 +79,11 @@ impl Cluster {
 /// The recap of a run with `--json`: what `name` counts, of all hosts.
 #[track_caller]
 fn counted(said: &Said, name: &str) -> u64 {
-    let recap = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find(|event| event["event"] == "recap");
+    let recap = said
+        .out
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|event| event["event"] == "recap");
     let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
     let hosts = recap["hosts"].as_object().expect("it has hosts");
     hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
@@ -97,12 +103,21 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
     cluster.run([]).ok();
 
     let members = cluster.client("consul members").ok().out;
-    assert_eq!(members.lines().filter(|line| line.contains(" alive ") && line.contains(" server ")).count(), SERVERS, "{members}");
-    assert_eq!(members.lines().filter(|line| line.contains(" alive ") && line.contains(" client ")).count(), 1, "{members}");
+    assert_eq!(
+        members.lines().filter(|line| line.contains(" alive ") && line.contains(" server ")).count(),
+        SERVERS,
+        "{members}"
+    );
+    assert_eq!(
+        members.lines().filter(|line| line.contains(" alive ") && line.contains(" client ")).count(),
+        1,
+        "{members}"
+    );
     let health: Value = cluster.client("curl --silent http://127.0.0.1:8500/v1/operator/autopilot/health").ok().json();
     assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
     cluster.client("resolvectl query consul.service.consul").ok().says(&cluster.hosts.host(0).address);
-    let modes = "stat --format '%n %a %U:%G' /etc/consul.d /etc/consul.d/consul.json /var/lib/consul /opt/consul/*/consul";
+    let modes =
+        "stat --format '%n %a %U:%G' /etc/consul.d /etc/consul.d/consul.json /var/lib/consul /opt/consul/*/consul";
     assert_eq!(
         cluster.client(modes).ok().out,
         "/etc/consul.d 750 root:consul\n/etc/consul.d/consul.json 640 root:consul\n/var/lib/consul 750 consul:consul\n\
@@ -139,7 +154,10 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     cluster.run([]).ends(4).says("invalid config key serverr");
     assert_eq!(cluster.hosts.read(0, "/etc/consul.d/consul.json"), before);
     // What is known to be wrong before the run ends it before anything is touched.
-    cluster.run(["-e", "consul_bind_cidr=172.16.0.0/12"]).ends(3).says("the network 172.16.0.0/12 (consul_bind_cidr) gives 0 addresses");
+    cluster
+        .run(["-e", "consul_bind_cidr=172.16.0.0/12"])
+        .ends(3)
+        .says("the network 172.16.0.0/12 (consul_bind_cidr) gives 0 addresses");
     for server in 0..SERVERS {
         assert_eq!(cluster.journal(server, "Started consul").len(), 1);
     }
@@ -169,7 +187,12 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     cluster.client("sleep 1; touch /run/test/stop").ok();
     writer.wait(Duration::from_mins(10)).ok();
     observer.wait(Duration::from_mins(10)).ok();
-    assert_eq!(counted(&changed, "changed"), 2 * SERVERS as u64, "the file and the restart, each: {}", changed.report());
+    assert_eq!(
+        counted(&changed, "changed"),
+        2 * SERVERS as u64,
+        "the file and the restart, each: {}",
+        changed.report()
+    );
 
     // Each server once, in turn.
     let mut turns: Vec<(f64, f64)> = Vec::new();
@@ -187,14 +210,18 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
         .filter_map(|line| {
             let (time, answer) = line.split_once(' ')?;
             let health: Value = serde_json::from_str(answer).ok()?;
-            let voters = health["Servers"].as_array()?.iter().filter(|s| s["Voter"] == true && s["Healthy"] == true).count();
+            let voters =
+                health["Servers"].as_array()?.iter().filter(|s| s["Voter"] == true && s["Healthy"] == true).count();
             (voters == SERVERS && health["FailureTolerance"] == 1).then(|| time.parse().ok()).flatten()
         })
         .collect();
     for pair in turns.windows(2) {
         let ((_, up), (down, _)) = (pair[0], pair[1]);
         assert!(up < down, "two servers at once: {turns:?}");
-        assert!(whole.iter().any(|time| up < *time && *time < down), "no three voters between two restarts: {turns:?} {whole:?}");
+        assert!(
+            whole.iter().any(|time| up < *time && *time < down),
+            "no three voters between two restarts: {turns:?} {whole:?}"
+        );
     }
 
     let writes = cluster.client("cat /run/test/writes").ok().out;
@@ -222,7 +249,8 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     // Consul takes the port for right, and may not open it.
     cluster.configure("consul_config: {ports: {dns: 53}}\n");
     let failed = cluster.run(["--limit", "consul_servers"]).ends(4).says("bind: permission denied").says("no turn");
-    let restarted: Vec<usize> = (0..SERVERS).filter(|server| !cluster.journal(*server, "Stopping consul").is_empty()).collect();
+    let restarted: Vec<usize> =
+        (0..SERVERS).filter(|server| !cluster.journal(*server, "Stopping consul").is_empty()).collect();
     assert_eq!(restarted.len(), 1, "{restarted:?}: {}", failed.report());
     assert_eq!(config(restarted[0]), before[restarted[0]]);
     for server in 0..SERVERS {

@@ -9,10 +9,9 @@ const LIMIT: Duration = Duration::from_mins(2);
 /// The counts of a host in the recap.
 #[track_caller]
 fn recap(said: &Said, host: &str) -> (u32, u32, u32, u32) {
-    let pattern = regex::Regex::new(&format!(
-        r"(?m)^{host} +: ok=(\d+) +changed=(\d+) +failed=(\d+) +unreachable=(\d+)"
-    ))
-    .expect("a pattern");
+    let pattern =
+        regex::Regex::new(&format!(r"(?m)^{host} +: ok=(\d+) +changed=(\d+) +failed=(\d+) +unreachable=(\d+)"))
+            .expect("a pattern");
     let found = pattern.captures(&said.out).unwrap_or_else(|| panic!("no recap of {host}\n{}", said.report()));
     let number = |index: usize| found[index].parse().expect("digits");
     (number(1), number(2), number(3), number(4))
@@ -49,7 +48,10 @@ fn exec_shows_what_each_host_says_and_ends_by_kind() {
         assert!(said.out.contains(&format!("ip-{}", host.address.replace('.', "-"))), "{}", said.report());
     }
     project.controller(["exec", "all", "-b", "--", "id", "--user"]).ok().never_says("1000");
-    project.controller(["exec", hosts.name(0), "--", "printf", "%s|", "a b", "$HOME", "{{ x }}", "ü"]).ok().says("a b|$HOME|{{ x }}|ü|");
+    project
+        .controller(["exec", hosts.name(0), "--", "printf", "%s|", "a b", "$HOME", "{{ x }}", "ü"])
+        .ok()
+        .says("a b|$HOME|{{ x }}|ü|");
     project.controller(["exec", "all", "--", "false"]).ends(4);
     project.controller(["exec", "all", "--", "no-such-program"]).ends(4).says("no-such-program");
     project.controller(["exec", "nobody", "--", "true"]).ends(3).says("nobody");
@@ -102,7 +104,12 @@ fn a_host_that_is_off_is_told_once_and_holds_nobody_up() {
     let said = project.controller(["run", "page.yaml", "-T", "3"]).ends(5);
     assert_eq!(recap(&said, hosts.name(0)).1, 3, "{}", said.report());
     assert_eq!(recap(&said, hosts.name(1)).3, 1, "{}", said.report());
-    assert_eq!(said.out.matches("did not answer").count() + said.err.matches("did not answer").count(), 1, "{}", said.report());
+    assert_eq!(
+        said.out.matches("did not answer").count() + said.err.matches("did not answer").count(),
+        1,
+        "{}",
+        said.report()
+    );
 }
 
 #[test]
@@ -146,7 +153,9 @@ fn the_agent_is_pushed_once_and_belongs_to_root() {
     project.controller(["exec", "all", "--", "true"]).ok();
     assert_eq!(hosts.root(0, look).ok().out, before);
     // One that was damaged is no longer what its name says; it must not be run.
-    hosts.root(0, "for f in /usr/local/lib/rollcall/agent-*; do printf '#!/bin/sh\\necho owned\\n' > \"$f\"; done").ok();
+    hosts
+        .root(0, "for f in /usr/local/lib/rollcall/agent-*; do printf '#!/bin/sh\\necho owned\\n' > \"$f\"; done")
+        .ok();
     project.controller(["exec", "all", "--", "true"]).never_says("owned");
 }
 
@@ -154,10 +163,8 @@ fn the_agent_is_pushed_once_and_belongs_to_root() {
 fn a_jump_host_leads_to_the_others() {
     let hosts = Lab::shared().borrow(1, "");
     let jump = hosts.lab.host("jump").address;
-    let project = Project::new(&hosts.lab, hosts.hosts()).file(
-        "group_vars/all.yaml",
-        &format!("ansible_ssh_common_args: -o ProxyJump=admin@{jump}\n"),
-    );
+    let project = Project::new(&hosts.lab, hosts.hosts())
+        .file("group_vars/all.yaml", &format!("ansible_ssh_common_args: -o ProxyJump=admin@{jump}\n"));
     project.controller(["exec", "all", "--", "true"]).ok();
     // The host's own log tells who came.
     let log = hosts.root(0, "journalctl --unit ssh --no-pager | grep 'Accepted publickey for admin'").ok().out;
@@ -169,10 +176,8 @@ fn an_unknown_host_key_is_refused_with_its_fingerprint_and_accepted_when_asked()
     let hosts = Lab::shared().borrow(1, "");
     let project = Project::new(&hosts.lab, hosts.hosts());
     let key = hosts.lab.status().keys.values().next().expect("a key").clone();
-    let project = project.file(
-        "rollcall.yaml",
-        &format!("inventory: [inventory.yaml]\nssh: {{user: admin, identity_file: [{key}]}}\n"),
-    );
+    let project = project
+        .file("rollcall.yaml", &format!("inventory: [inventory.yaml]\nssh: {{user: admin, identity_file: [{key}]}}\n"));
     project.controller(["exec", "all", "--", "true"]).ends(5).says("SHA256:");
     project.controller(["exec", "all", "--accept-new", "--", "true"]).ok();
     // Now it is known.
@@ -268,7 +273,12 @@ fn a_run_whose_controller_was_killed_is_repaired_by_the_next() {
     run.signal("KILL");
     run.wait(LIMIT);
     // The agent notices by itself; what is left to it is at most its task in flight.
-    hosts.root(0, "for i in $(seq 100); do pgrep --full '[r]ollcall/agent-' > /dev/null || exit 0; sleep 0.1; done; exit 1").ok();
+    hosts
+        .root(
+            0,
+            "for i in $(seq 100); do pgrep --full '[r]ollcall/agent-' > /dev/null || exit 0; sleep 0.1; done; exit 1",
+        )
+        .ok();
     hosts.root(0, "test -e /srv/config && test ! -e /srv/restarted").ok();
     // The file is as it should be by now, so nothing would notify the handler: it is owed.
     project.controller(["run", "site.yaml"]).ok();

@@ -17,7 +17,8 @@ fn project(hosts: &Borrowed) -> Project {
 /// The recap's failed and unreachable counts of a host.
 #[track_caller]
 fn bad(said: &Said, host: &str) -> (u32, u32) {
-    let pattern = regex::Regex::new(&format!(r"(?m)^{host} +: ok=\d+ +changed=\d+ +failed=(\d+) +unreachable=(\d+)")).expect("a pattern");
+    let pattern = regex::Regex::new(&format!(r"(?m)^{host} +: ok=\d+ +changed=\d+ +failed=(\d+) +unreachable=(\d+)"))
+        .expect("a pattern");
     let found = pattern.captures(&said.out).unwrap_or_else(|| panic!("no recap of {host}\n{}", said.report()));
     (found[1].parse().expect("digits"), found[2].parse().expect("digits"))
 }
@@ -39,7 +40,11 @@ fn a_full_disk_on_one_host_is_told_and_loses_nothing() {
     hosts.lab.lab(["fault", hosts.name(0), "clear"]).ok();
     let said = said.ends(4).says("No space left on device");
     assert_eq!((bad(&said, hosts.name(0)), bad(&said, hosts.name(1))), ((1, 0), (0, 0)), "{}", said.report());
-    assert_eq!(hosts.root(0, "cat /srv/large /srv/sum | sha256sum").ok().out, before, "the old file stands there whole");
+    assert_eq!(
+        hosts.root(0, "cat /srv/large /srv/sum | sha256sum").ok().out,
+        before,
+        "the old file stands there whole"
+    );
     assert_eq!(hosts.root(0, LEFT).ok().out, "");
     project.controller(["run", "site.yaml", "-e", "text=new"]).ok();
     let both = |line: &str| (hosts.root(0, line).ok().out, hosts.root(1, line).ok().out);
@@ -96,7 +101,10 @@ fn what_stands_in_the_way_is_told_and_stays() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-    assert_eq!(hosts.root(0, "find /srv | sort | tr '\\n' ' '; cat /srv/file").ok().out, "/srv /srv/file /srv/folder /srv/folder/inside file\n");
+    assert_eq!(
+        hosts.root(0, "find /srv | sort | tr '\\n' ' '; cat /srv/file").ok().out,
+        "/srv /srv/file /srv/folder /srv/folder/inside file\n"
+    );
 }
 
 #[test]
@@ -118,7 +126,10 @@ fn a_mirror_that_fails_leaves_the_old_file() {
     let by_list = format!("sha256:{sums}");
     run(&format!("{mirror}/faults/404/{path}"), &by_list).ends(4).says("404").says("site.yaml:4");
     run(&format!("{mirror}/faults/half/{path}"), &by_list).ends(4).says("site.yaml:4");
-    run(&format!("{mirror}/{path}"), &format!("sha256:{}", "0".repeat(64))).ends(4).says("checksum").says(&"0".repeat(64));
+    run(&format!("{mirror}/{path}"), &format!("sha256:{}", "0".repeat(64)))
+        .ends(4)
+        .says("checksum")
+        .says(&"0".repeat(64));
     run("http://192.0.2.1/x.zip", &format!("sha256:{}", "0".repeat(64))).ends(4).says("192.0.2.1");
     assert_eq!(hosts.read(0, "/srv/consul.zip"), "old\n");
     assert_eq!(hosts.root(0, LEFT).ok().out, "");
@@ -129,7 +140,8 @@ fn a_mirror_that_fails_leaves_the_old_file() {
 #[test]
 fn an_agent_that_cannot_run_there_is_told_and_leaves_nothing() {
     let hosts = Lab::shared().borrow(2, "");
-    let project = project(&hosts).file("site.yaml", "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: x, dest: /srv/file}\n");
+    let project = project(&hosts)
+        .file("site.yaml", "- hosts: all\n  become: true\n  tasks:\n    - copy: {content: x, dest: /srv/file}\n");
     hosts.root(0, "mkdir -p /usr/local/lib/rollcall && mount -t tmpfs -o noexec tmpfs /usr/local/lib/rollcall").ok();
     let said = project.controller(["run", "site.yaml"]).ends(5).says("noexec");
     assert_eq!((bad(&said, hosts.name(0)), bad(&said, hosts.name(1))), ((0, 1), (0, 0)), "{}", said.report());

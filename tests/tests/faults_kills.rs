@@ -154,7 +154,9 @@ fn kill_once(lab: &Lab, host: &Host, project: &Project, kill: &Kill, expected: &
     let wait = format!("for i in $(seq 1500); do {begun} && break; sleep 0.02; done; sleep {:.3}", after.as_secs_f64());
     let run = project.start(["run", "site.yaml"]);
     match victim {
-        Victim::Agent => drop(lab.root(&host.name, &format!("{wait}; pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-'"))),
+        Victim::Agent => drop(
+            lab.root(&host.name, &format!("{wait}; pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-'")),
+        ),
         Victim::Controller => {
             lab.root(&host.name, &wait).ok();
             run.signal("KILL");
@@ -182,7 +184,12 @@ fn kill_once(lab: &Lab, host: &Host, project: &Project, kill: &Kill, expected: &
     let state = lab.root(&host.name, LOOK).out;
     if state != expected {
         let lines: Vec<String> = differences(expected, &state);
-        return Err(format!("another state than that of an undisturbed run\n{}\n{}\nafter\n{}", lines.join("\n"), repair.report(), killed.report()));
+        return Err(format!(
+            "another state than that of an undisturbed run\n{}\n{}\nafter\n{}",
+            lines.join("\n"),
+            repair.report(),
+            killed.report()
+        ));
     }
     let third = project.controller(["run", "site.yaml"]);
     if third.code != 0 || !third.out.contains("changed=0") {
@@ -238,7 +245,13 @@ fn seeded_kills_are_repaired_by_running_again() {
     });
     let failed = failed.into_inner().expect("no holder panics");
     println!("{} of {} kills were repaired", repaired.load(Ordering::Relaxed), each * 3);
-    assert!(failed.is_empty(), "seed {seed}: {} of {} kills were not repaired\n\n{}", failed.len(), each * 3, failed.join("\n\n"));
+    assert!(
+        failed.is_empty(),
+        "seed {seed}: {} of {} kills were not repaired\n\n{}",
+        failed.len(),
+        each * 3,
+        failed.join("\n\n")
+    );
     assert_eq!(u64::from(repaired.load(Ordering::Relaxed)), each * 3);
 }
 

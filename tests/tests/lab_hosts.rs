@@ -7,7 +7,8 @@ fn imds(lab: &Lab, host: &str, arguments: &str) -> Said {
     lab.root(host, &format!("curl --silent --max-time 5 --write-out '\\n%{{http_code}}' {arguments}"))
 }
 
-const TOKEN: &str = "--request PUT http://169.254.169.254/latest/api/token --header 'X-aws-ec2-metadata-token-ttl-seconds: 60'";
+const TOKEN: &str =
+    "--request PUT http://169.254.169.254/latest/api/token --header 'X-aws-ec2-metadata-token-ttl-seconds: 60'";
 
 fn token(lab: &Lab, host: &str) -> String {
     let said = imds(lab, host, TOKEN).ok();
@@ -150,7 +151,10 @@ fn the_console_tells_the_host_keys_as_ec2_does() {
     assert!(console.contains(key), "{console}");
     let line = format!(
         "printf '%s' '{}' | sed -n 's/.*<output>\\(.*\\)<.output>.*/\\1/p' | base64 --decode",
-        lab.ec2(&format!("Action=GetConsoleOutput&InstanceId.1={0}&InstanceId={0}", host.id)).ok().out.replace('\n', "")
+        lab.ec2(&format!("Action=GetConsoleOutput&InstanceId.1={0}&InstanceId={0}", host.id))
+            .ok()
+            .out
+            .replace('\n', "")
     );
     lab.shell(&line).ok().says(key);
 }
@@ -162,7 +166,9 @@ fn a_full_disk_takes_no_byte_and_a_read_only_one_no_file() {
     lab.lab(["fault", name, "disk-full"]).ok();
     lab.exec(name, "head --bytes 10000 /dev/zero > /home/admin/file").ends(1).says("No space left on device");
     lab.lab(["fault", name, "clear"]).ok();
-    lab.exec(name, "head --bytes 10000 /dev/zero > /home/admin/file && stat --format %s /home/admin/file").ok().says("10000");
+    lab.exec(name, "head --bytes 10000 /dev/zero > /home/admin/file && stat --format %s /home/admin/file")
+        .ok()
+        .says("10000");
     lab.lab(["fault", name, "read-only"]).ok();
     lab.exec(name, "touch /home/admin/other").ends(1).says("Read-only file system");
     lab.lab(["fault", name, "clear"]).ok();
@@ -187,7 +193,9 @@ fn the_mirror_has_the_vendors_layout_and_bad_sides() {
         .ok()
         .says(&format!("{zip}: OK"))
         .says("Consul v1.22.2");
-    let status = format!("curl --silent --output /dev/null --write-out '%{{http_code}}' {mirror}/faults/404/consul/1.22.2/{zip}");
+    let status = format!(
+        "curl --silent --output /dev/null --write-out '%{{http_code}}' {mirror}/faults/404/consul/1.22.2/{zip}"
+    );
     hosts.root(0, &status).ok().says("404");
     // 18: the connection was cut before all that was promised had come.
     hosts.root(0, &format!("curl --silent --output /dev/null {mirror}/faults/half/consul/1.22.2/{zip}")).ends(18);
@@ -226,7 +234,8 @@ fn forward_reaches_what_listens_on_a_hosts_loopback() {
              systemctl daemon-reload && systemctl start page.socket",
         )
         .ok();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
     let to = format!("{}:8500", hosts.name(0));
     let forward = rollcall_tests::Running::start(&mut hosts.lab.command(["forward", &port.to_string(), "--to", &to]));
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -42,7 +42,11 @@ impl Ground {
 /// `say: WORDS` becomes a task that logs the words.
 fn expand(playbook: &str) -> String {
     let pattern = regex::Regex::new(r"(?m)\bsay: (.*)$").expect("a pattern");
-    pattern.replace_all(playbook, |found: &regex::Captures| format!("shell: 'echo \"{}\" >> {LOG}'", found[1].replace('\'', "''"))).into_owned()
+    pattern
+        .replace_all(playbook, |found: &regex::Captures| {
+            format!("shell: 'echo \"{}\" >> {LOG}'", found[1].replace('\'', "''"))
+        })
+        .into_owned()
 }
 
 #[test]
@@ -396,7 +400,13 @@ fn batches_delegation_and_limits_of_failure() {
     let last = ground.hosts.host(2).address.clone();
     let hostname = format!("ip-{}", last.replace('.', "-"));
     assert_eq!(log, format!("batch {}\nonce-{}\ndelegated {hostname}\nsees {last} 3\n", names[0], names[0]));
-    assert!(ground.log(1).starts_with(&format!("batch {}+{}\nonce-{}\ndelegated {hostname}\n", names[1], names[2], names[0])), "{}", ground.log(1));
+    assert!(
+        ground
+            .log(1)
+            .starts_with(&format!("batch {}+{}\nonce-{}\ndelegated {hostname}\n", names[1], names[2], names[0])),
+        "{}",
+        ground.log(1)
+    );
     let told = std::fs::read_to_string(&here).expect("it was written on this machine");
     let mut told: Vec<&str> = told.lines().map(|line| line.split(' ').next().unwrap_or_default()).collect();
     told.sort_unstable();

@@ -21,7 +21,8 @@ pub(crate) fn render(diff: &Diff, style: Style) -> String {
             if lines > MAX_LINES {
                 continue;
             }
-            let shown: String = line.chars().take(400).map(|c| if c.is_control() && c != '\t' { '·' } else { c }).collect();
+            let shown: String =
+                line.chars().take(400).map(|c| if c.is_control() && c != '\t' { '·' } else { c }).collect();
             let shown = match line.as_bytes().first() {
                 Some(b'+') => style.good(&shown),
                 Some(b'-') => style.bad(&shown),
@@ -53,8 +54,12 @@ mod tests {
 
     #[test]
     fn hidden_content_stays_hidden() {
-        let diff =
-            Diff { what: "/etc/x".into(), before: String::new(), after: "content hidden (3 lines changed)".into(), hidden: true };
+        let diff = Diff {
+            what: "/etc/x".into(),
+            before: String::new(),
+            after: "content hidden (3 lines changed)".into(),
+            hidden: true,
+        };
         assert_eq!(render(&diff, Style::plain()), "--- /etc/x\n    content hidden (3 lines changed)\n");
     }
 }

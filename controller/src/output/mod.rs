@@ -25,10 +25,7 @@ pub(crate) struct Look {
 }
 
 /// The consumers that fit the surroundings.
-pub(crate) fn sinks(
-    look: &Look,
-    sources: &std::sync::Arc<rollcall_engine::diag::Sources>,
-) -> Vec<Box<dyn Sink>> {
+pub(crate) fn sinks(look: &Look, sources: &std::sync::Arc<rollcall_engine::diag::Sources>) -> Vec<Box<dyn Sink>> {
     if look.json {
         return vec![Box::new(json::Lines::new(std::io::stdout()))];
     }

@@ -105,10 +105,15 @@ impl<W: Write> Plain<W> {
         if let Some(remark) = remark {
             self.line(&self.style.bold(remark));
         }
-        self.line(&self.style.bold(&format!("RECAP ({:.1} s)", std::time::Duration::from_millis(millis).as_secs_f64())));
+        self.line(
+            &self.style.bold(&format!("RECAP ({:.1} s)", std::time::Duration::from_millis(millis).as_secs_f64())),
+        );
         let width = hosts.keys().map(String::len).max().unwrap_or(0);
         for (host, c) in hosts {
-            let mut text = format!("{host:width$} : ok={:<3} changed={:<3} failed={:<2} unreachable={}", c.ok, c.changed, c.failed, c.unreachable);
+            let mut text = format!(
+                "{host:width$} : ok={:<3} changed={:<3} failed={:<2} unreachable={}",
+                c.ok, c.changed, c.failed, c.unreachable
+            );
             for (name, n) in
                 [("may_change", c.may_change), ("skipped", c.skipped), ("rescued", c.rescued), ("ignored", c.ignored)]
             {
@@ -148,7 +153,11 @@ impl<W: Write + Send> Sink for Plain<W> {
                     self.line(&format!("{} {host} | the agent was put there", self.style.good("ok       ")));
                 }
                 if !owed.is_empty() {
-                    self.line(&format!("{} {host} | owed by an earlier run: {}", self.style.changed("owed     "), owed.join(", ")));
+                    self.line(&format!(
+                        "{} {host} | owed by an earlier run: {}",
+                        self.style.changed("owed     "),
+                        owed.join(", ")
+                    ));
                 }
             }
             RunEvent::HostUnreachable { host, reason, locked } => {

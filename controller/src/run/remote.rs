@@ -82,8 +82,7 @@ async fn over_ssh(
         Err(error) => return Incoming::Unreachable(explain(&error)),
     };
     let first: Vec<u8> = first.iter().flat_map(|b| b.iter().copied()).collect();
-    let agent =
-        crate::ssh::start_agent_with(&session, &dialer.agents, elevation, &["exec"], &first).await;
+    let agent = crate::ssh::start_agent_with(&session, &dialer.agents, elevation, &["exec"], &first).await;
     drop(first);
     drop(permit);
     let agent = match agent {

@@ -51,8 +51,9 @@ fn plain(definition: &Definition) -> String {
         if arg.required {
             about.push_str(", required");
         }
-        if !arg.default.is_empty() {
-            about.push_str(&format!(", default {}", arg.default));
+        let default = default(arg.default);
+        if !default.is_empty() {
+            about.push_str(&format!(", default {default}"));
         }
         if !arg.aliases.is_empty() {
             about.push_str(&format!(", also {}", arg.aliases.join(", ")));
@@ -64,6 +65,34 @@ fn plain(definition: &Definition) -> String {
     }
     text.push_str(&format!("\nExample:\n{}\n", indent(definition.example.trim_end())));
     text
+}
+
+/// A default as a playbook would have it: it is declared in Rust, where a word is a variant and text has its quotes.
+fn default(declared: &str) -> String {
+    if declared.ends_with("::new()") || declared.ends_with("::default()") {
+        return String::new();
+    }
+    if let Some(seconds) = declared.strip_prefix("Duration::from_secs(").and_then(|s| s.strip_suffix(')')) {
+        return seconds.replace('_', "");
+    }
+    if let Some(millis) = declared.strip_prefix("Duration::from_millis(").and_then(|s| s.strip_suffix(')')) {
+        return format!("{} ms", millis.replace('_', ""));
+    }
+    let text = declared.strip_prefix("String::from(").and_then(|s| s.strip_suffix(')')).unwrap_or(declared);
+    let text = text.trim_end_matches(".into()").trim_end_matches(".to_owned()").trim_matches('"');
+    match text.rsplit_once("::") {
+        Some((_, variant)) => {
+            let mut word = String::new();
+            for (at, c) in variant.chars().enumerate() {
+                if at > 0 && c.is_uppercase() {
+                    word.push('_');
+                }
+                word.extend(c.to_lowercase());
+            }
+            word
+        }
+        None => text.to_owned(),
+    }
 }
 
 fn indent(text: &str) -> String {
@@ -79,7 +108,7 @@ fn markdown(definition: &Definition) -> String {
         text.push_str("\n| argument | kind | default | |\n| --- | --- | --- | --- |\n");
     }
     for arg in definition.args {
-        let default = if arg.required { "required".to_owned() } else { arg.default.replace('|', "\\|") };
+        let default = if arg.required { "required".to_owned() } else { default(arg.default).replace('|', "\\|") };
         let doc = arg.doc.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace('|', "\\|");
         let mut name = format!("`{}`", arg.name);
         for alias in arg.aliases {

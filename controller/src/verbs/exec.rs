@@ -1,12 +1,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Args as ClapArgs;
-use rollcall_engine::{
-    diag::Sources,
-    playbook::Loader,
-    protocol::Status,
-    roles::Embedded,
-};
+use rollcall_engine::{diag::Sources, playbook::Loader, protocol::Status, roles::Embedded};
 use serde_json::{Value, json};
 
 use crate::{

@@ -44,10 +44,16 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
         .map(|h| h.name.clone())
         .collect();
     let [name] = &names[..] else { bail!("'{}' are {} hosts; facts are shown of one", args.host, names.len()) };
-    let password =
-        if args.connect.ask_become_pass { Some(crate::context::ask_become_password()?) } else { None };
+    let password = if args.connect.ask_become_pass { Some(crate::context::ask_become_password()?) } else { None };
     let transport = context.transport(&args.connect, &inventory)?;
-    let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &HashMap::new(), &transport, password.as_ref());
+    let specs = context.hosts(
+        &inventory,
+        std::slice::from_ref(name),
+        &args.connect,
+        &HashMap::new(),
+        &transport,
+        password.as_ref(),
+    );
     let spec = specs.into_iter().next().context("the host vanished")?;
     let (incoming, mut receiver) = mpsc::unbounded_channel();
     let agents = Arc::new(super::run::agents(args.agents.as_ref())?);

@@ -34,6 +34,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Exit> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let mut out = std::io::stdout();
-    writeln!(out, "made {}; try:\n  cd {}\n  controller inventory --graph\n  controller run hello.yaml --check --diff", args.dir.display(), args.dir.display())?;
+    writeln!(
+        out,
+        "made {}; try:\n  cd {}\n  controller inventory --graph\n  controller run hello.yaml --check --diff",
+        args.dir.display(),
+        args.dir.display()
+    )?;
     Ok(Exit::Done)
 }

@@ -56,8 +56,7 @@ pub(crate) struct Args {
 /// The verb.
 pub(crate) async fn run(args: Args, _show: Show, sources: Arc<Sources>) -> anyhow::Result<Exit> {
     let context = Context::new(sources, &args.hosts.extra)?;
-    let dirs =
-        if args.playbook_dir.is_empty() { context.project.playbooks.clone() } else { args.playbook_dir.clone() };
+    let dirs = if args.playbook_dir.is_empty() { context.project.playbooks.clone() } else { args.playbook_dir.clone() };
     let inventory = context.inventory(&args.hosts, dirs).await?;
     let limited: Option<HashSet<String>> = match &args.hosts.limit {
         Some(limit) => {

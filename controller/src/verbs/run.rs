@@ -139,7 +139,9 @@ fn playbook_dirs(context: &Context, loaded: &Loaded, given: Vec<PathBuf>) -> Vec
         }
     }
     let mut seen = HashSet::new();
-    dirs.retain(|d| seen.insert(d.clone()) && d.is_dir() || d.as_os_str().is_empty() && seen.insert(PathBuf::from(".")));
+    dirs.retain(|d| {
+        seen.insert(d.clone()) && d.is_dir() || d.as_os_str().is_empty() && seen.insert(PathBuf::from("."))
+    });
     dirs
 }
 
@@ -164,9 +166,11 @@ fn select(
         let scope = Scope::of(Arc::clone(&play.vars)).with(Arc::clone(&context.extra));
         let pattern = match template::render(&play.hosts, &scope) {
             Ok(Value::String(text)) => text,
-            Ok(Value::Array(items)) => {
-                items.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
-            }
+            Ok(Value::Array(items)) => items
+                .iter()
+                .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+                .collect::<Vec<_>>()
+                .join(","),
             Ok(other) => {
                 wrong.push(Diagnostic::error(play.hosts.span, format!("expected a host pattern, found {other}")));
                 continue;
@@ -223,10 +227,8 @@ pub(crate) fn prepare(
     let logins = logins(context, &loaded, &play_hosts)?;
     let hosts = context.hosts(inventory, &names, &args.connect, &logins, &transport, password.as_ref());
     let index: HashMap<&str, usize> = hosts.iter().enumerate().map(|(i, h)| (h.name.as_str(), i)).collect();
-    let play_hosts = play_hosts
-        .iter()
-        .map(|names| names.iter().filter_map(|n| index.get(n.as_str()).copied()).collect())
-        .collect();
+    let play_hosts =
+        play_hosts.iter().map(|names| names.iter().filter_map(|n| index.get(n.as_str()).copied()).collect()).collect();
     let shared = shared(inventory, &loaded);
     let mut bundle = loaded.bundle;
     bundle.sources = context.sources.paths();

@@ -37,7 +37,13 @@ async fn gather(base: &str, timeout: Duration) -> Result<Value, Failure> {
     // Never through a proxy: the address is this machine's own.
     let client = Client::builder().no_proxy().timeout(timeout).tls_certs_only([]).build();
     let client = client.map_err(|e| no_answer(&http::reason(e, timeout)))?;
-    let mut session = Session { client, base: base.trim_end_matches('/'), token: String::new(), end: Instant::now() + timeout, timeout };
+    let mut session = Session {
+        client,
+        base: base.trim_end_matches('/'),
+        token: String::new(),
+        end: Instant::now() + timeout,
+        timeout,
+    };
     session.renew().await?;
     let tags = session.tags().await?;
     Ok(json!({
@@ -86,7 +92,9 @@ impl Session<'_> {
 
     /// Tags, or null where the instance is not allowed to see them.
     async fn tags(&mut self) -> Result<Value, Failure> {
-        let Some(names) = self.send(Method::GET, "/latest/meta-data/tags/instance").await? else { return Ok(Value::Null) };
+        let Some(names) = self.send(Method::GET, "/latest/meta-data/tags/instance").await? else {
+            return Ok(Value::Null);
+        };
         let mut tags = Map::new();
         for name in names.lines().filter(|name| !name.is_empty()) {
             // An empty value is a value here; a tag that has just been removed is not.
@@ -144,8 +152,17 @@ mod tests {
         bodies.iter().map(|body| answer("200 OK", body)).collect()
     }
 
-    const REST: [&str; 9] =
-        ["i-0abc", "t3.small", "eu-central-1", "eu-central-1a", "10.0.0.7", "3.4.5.6", "ip-10-0-0-7", "02:00:00:00:00:01", "ami-1"];
+    const REST: [&str; 9] = [
+        "i-0abc",
+        "t3.small",
+        "eu-central-1",
+        "eu-central-1a",
+        "10.0.0.7",
+        "3.4.5.6",
+        "ip-10-0-0-7",
+        "02:00:00:00:00:01",
+        "ami-1",
+    ];
 
     const LONG: Duration = Duration::from_secs(10);
 

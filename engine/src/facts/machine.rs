@@ -105,7 +105,9 @@ pub(super) fn mounts(host: &dyn Read) -> Vec<Value> {
             continue;
         }
         // A server that does not answer would hold up everything for minutes.
-        let remote = device.contains(":/") || ["nfs", "nfs4", "cifs", "ceph", "glusterfs"].contains(&fstype) || fstype.starts_with("fuse");
+        let remote = device.contains(":/")
+            || ["nfs", "nfs4", "cifs", "ceph", "glusterfs"].contains(&fstype)
+            || fstype.starts_with("fuse");
         let (size, free) = if remote { (None, None) } else { space(Path::new(&path)) };
         mounts.push(json!({
             "path": path,
@@ -135,7 +137,8 @@ fn unescape(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
         if *first == b'\\'
-            && let Some(code) = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok())
+            && let Some(code) =
+                tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok())
         {
             out.push(code);
             rest = &tail[3..];
@@ -185,7 +188,8 @@ pub(super) fn virtualization(host: &dyn Read) -> String {
         return "xen".into();
     }
     let cpu = read(host, "/proc/cpuinfo");
-    let hypervisor = cpu.lines().any(|l| l.starts_with("flags") && l.split_whitespace().any(|flag| flag == "hypervisor"));
+    let hypervisor =
+        cpu.lines().any(|l| l.starts_with("flags") && l.split_whitespace().any(|flag| flag == "hypervisor"));
     if hypervisor { "vm" } else { "none" }.into()
 }
 
@@ -223,8 +227,13 @@ mod tests {
     #[test]
     fn systems_have_families() {
         let of = |text: &str| os(&Fake::new().file("/etc/os-release", text));
-        let debian = of("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n");
-        assert_eq!((&debian["family"], &debian["version"], &debian["codename"]), (&json!("debian"), &json!("12"), &json!("bookworm")));
+        let debian = of(
+            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n",
+        );
+        assert_eq!(
+            (&debian["family"], &debian["version"], &debian["codename"]),
+            (&json!("debian"), &json!("12"), &json!("bookworm"))
+        );
         assert_eq!(debian["name"], "Debian GNU/Linux");
         let amazon = of("NAME=\"Amazon Linux\"\nID=\"amzn\"\nID_LIKE=\"fedora\"\nVERSION_ID=\"2023\"\n");
         assert_eq!((&amazon["family"], &amazon["codename"]), (&json!("redhat"), &Value::Null));
@@ -244,7 +253,8 @@ mod tests {
 
     #[test]
     fn memory_is_in_mib() {
-        let fake = Fake::new().file("/proc/meminfo", "MemTotal:        2048000 kB\nMemAvailable:  1024 kB\nSwapTotal: 0 kB\n");
+        let fake =
+            Fake::new().file("/proc/meminfo", "MemTotal:        2048000 kB\nMemAvailable:  1024 kB\nSwapTotal: 0 kB\n");
         assert_eq!(memory(&fake), json!({"total_mib": 2000, "available_mib": 1, "swap_mib": 0}));
     }
 

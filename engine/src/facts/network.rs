@@ -15,9 +15,9 @@ pub(super) fn addresses() -> Value {
     let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
     let mut interfaces: Map<String, Value> = Map::new();
     for found in getifaddrs().into_iter().flatten() {
-        let interface = interfaces.entry(found.interface_name).or_insert_with(|| {
-            json!({"up": found.flags.contains(InterfaceFlags::IFF_UP), "mac": null, "ipv4": [], "ipv6": []})
-        });
+        let interface = interfaces.entry(found.interface_name).or_insert_with(
+            || json!({"up": found.flags.contains(InterfaceFlags::IFF_UP), "mac": null, "ipv4": [], "ipv6": []}),
+        );
         let Some(address) = found.address else { continue };
         if let Some(mac) = address.as_link_addr().and_then(nix::sys::socket::LinkAddr::addr) {
             if mac.iter().any(|byte| *byte != 0) {
@@ -100,7 +100,9 @@ pub(super) fn fqdn(host: &dyn Read, hostname: &str) -> String {
     let full = text.lines().find_map(|line| {
         let names: Vec<&str> = line.split('#').next()?.split_whitespace().skip(1).collect();
         let prefix = format!("{hostname}.");
-        names.contains(&hostname).then(|| names.iter().find(|name| name.starts_with(&prefix)).map(|n| (*n).to_owned()))?
+        names
+            .contains(&hostname)
+            .then(|| names.iter().find(|name| name.starts_with(&prefix)).map(|n| (*n).to_owned()))?
     });
     full.unwrap_or_else(|| hostname.to_owned())
 }

@@ -36,10 +36,16 @@ pub(crate) fn explain(verb: &str, path: &Path, error: &io::Error) -> Failure {
     let failure = Failure::io(verb, path, error);
     let folder = path.parent().unwrap_or(path).display();
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC) => failure.hint(format!("the disk is full: see df -h {folder} and df -i {folder}; nothing was replaced")),
+        Some(Errno::ENOSPC) => {
+            failure.hint(format!("the disk is full: see df -h {folder} and df -i {folder}; nothing was replaced"))
+        }
         Some(Errno::EDQUOT) => failure.hint("the disk quota is used up; nothing was replaced"),
-        Some(Errno::EROFS) => failure.hint(format!("the filesystem of {folder} is read-only: see findmnt -T {folder}, and dmesg for disk errors")),
-        Some(Errno::EACCES | Errno::EPERM) if !nix::unistd::geteuid().is_root() => failure.hint("does the task need 'become: true'?"),
+        Some(Errno::EROFS) => failure.hint(format!(
+            "the filesystem of {folder} is read-only: see findmnt -T {folder}, and dmesg for disk errors"
+        )),
+        Some(Errno::EACCES | Errno::EPERM) if !nix::unistd::geteuid().is_root() => {
+            failure.hint("does the task need 'become: true'?")
+        }
         Some(Errno::EPERM) => failure.hint("is the file immutable (lsattr)?"),
         Some(Errno::ENAMETOOLONG) => failure.hint("a file name has at most 255 bytes"),
         _ => failure,
@@ -68,7 +74,11 @@ pub(super) fn no_parent(path: &Path, parent: &Path, exists: bool) -> Failure {
     } else {
         format!("cannot write {}: the folder {} does not exist", path.display(), parent.display())
     });
-    if exists { failure } else { failure.hint(format!("make it by an earlier task: file: {{path: {}, state: directory}}", parent.display())) }
+    if exists {
+        failure
+    } else {
+        failure.hint(format!("make it by an earlier task: file: {{path: {}, state: directory}}", parent.display()))
+    }
 }
 
 /// The error for a folder that stands where a file is to be.
@@ -79,11 +89,14 @@ pub(super) fn is_folder(path: &Path) -> Failure {
 
 /// The words of a `validate` command, `%s` replaced by the file.
 pub(super) fn validate_words(validate: &str, file: &Path) -> Result<Vec<String>, Failure> {
-    let words = shell_words::split(validate).map_err(|e| Failure::new(format!("argument 'validate': {e} in '{validate}'")))?;
+    let words =
+        shell_words::split(validate).map_err(|e| Failure::new(format!("argument 'validate': {e} in '{validate}'")))?;
     if !words.iter().any(|w| w.contains("%s")) {
         return Err(Failure::new(format!("argument 'validate': '{validate}' lacks %s, which stands for the new file")));
     }
-    let file = file.to_str().ok_or_else(|| Failure::new(format!("cannot validate {}: its name is not UTF-8", file.display())))?;
+    let file = file
+        .to_str()
+        .ok_or_else(|| Failure::new(format!("cannot validate {}: its name is not UTF-8", file.display())))?;
     Ok(words.into_iter().map(|w| w.replace("%s", file)).collect())
 }
 
@@ -127,7 +140,8 @@ fn check(path: &Path, validate: &str, file: &Path) -> Result<(), Failure> {
     if output.code == 0 {
         return Ok(());
     }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&file.display().to_string(), &path.display().to_string());
+    let text =
+        |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(&file.display().to_string(), &path.display().to_string());
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     let shown = if stderr.trim().is_empty() { stdout.trim() } else { stderr.trim() };
     Err(Failure::new(format!("validation of the new {} failed (rc {}): {shown}", path.display(), output.code))
@@ -158,7 +172,9 @@ fn own(file: &File, path: &Path, ids: &Ids) -> Result<(), Failure> {
         std::os::unix::fs::fchown(file, uid, gid).map_err(|e| explain("change the owner of", path, &e))?;
     }
     match ids.mode {
-        Some(mode) => file.set_permissions(fs::Permissions::from_mode(mode)).map_err(|e| explain("change the mode of", path, &e)),
+        Some(mode) => {
+            file.set_permissions(fs::Permissions::from_mode(mode)).map_err(|e| explain("change the mode of", path, &e))
+        }
         None => Ok(()),
     }
 }
@@ -241,7 +257,14 @@ pub(super) fn remove(path: &Path) -> Result<(), Failure> {
 pub(super) fn sync_folder(folder: &Path) -> Result<(), Failure> {
     match File::open(folder).and_then(|f| f.sync_all()) {
         // Write-only folders and filesystems without the call cannot be flushed; the rename itself stands.
-        Err(e) if matches!(e.raw_os_error().map(Errno::from_raw), Some(Errno::EACCES | Errno::EINVAL | Errno::ENOTSUP)) => Ok(()),
+        Err(e)
+            if matches!(
+                e.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EACCES | Errno::EINVAL | Errno::ENOTSUP)
+            ) =>
+        {
+            Ok(())
+        }
         Err(e) => Err(Failure { changed: true, ..explain("flush", folder, &e) }),
         Ok(()) => Ok(()),
     }
@@ -329,7 +352,8 @@ mod tests {
     }
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -357,14 +381,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         put_text(&path, "old", &Ids::default(), None).unwrap();
-        let failure = put_text(&path, "new", &Ids::default(), Some("/bin/sh -c 'echo bad $0 >&2; exit 4' %s")).unwrap_err();
+        let failure =
+            put_text(&path, "new", &Ids::default(), Some("/bin/sh -c 'echo bad $0 >&2; exit 4' %s")).unwrap_err();
         assert!(failure.message.contains("(rc 4)"), "{failure}");
-        assert!(failure.message.contains(&format!("bad {}", path.display())), "the file's own name is shown: {failure}");
+        assert!(
+            failure.message.contains(&format!("bad {}", path.display())),
+            "the file's own name is shown: {failure}"
+        );
         assert_eq!(failure.data["rc"], 4);
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(names(folder.path()), ["a.json"]);
         // The validator sees content, mode and the final name.
-        let script = "/bin/sh -c 'test \"$(cat $0)\" = new && test \"$(stat -c %a $0)\" = 600 && test ${0##*/} = a.json' %s";
+        let script =
+            "/bin/sh -c 'test \"$(cat $0)\" = new && test \"$(stat -c %a $0)\" = 600 && test ${0##*/} = a.json' %s";
         put_text(&path, "new", &Ids { mode: Some(0o600), ..Ids::default() }, Some(script)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(names(folder.path()), ["a.json"]);
@@ -447,7 +476,11 @@ mod tests {
         let mut leftovers = 0;
         for round in 0..12 {
             let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "host::atomic::tests::a_killed_writer_leaves_the_old_or_the_new_file_whole", "--test-threads=1"])
+                .args([
+                    "--exact",
+                    "host::atomic::tests::a_killed_writer_leaves_the_old_or_the_new_file_whole",
+                    "--test-threads=1",
+                ])
                 .env(WRITER, &path)
                 .stdout(std::process::Stdio::null())
                 .spawn()

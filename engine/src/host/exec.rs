@@ -123,11 +123,11 @@ fn not_started(program: &str, error: &std::io::Error) -> Failure {
         }
         std::io::ErrorKind::NotFound => Failure::new(format!("cannot run '{program}': no such program"))
             .hint(format!("looked in {}; an earlier task must install it", search_path())),
-        std::io::ErrorKind::PermissionDenied => {
-            Failure::new(format!("cannot run '{program}': permission denied")).hint("is the file executable, and the user allowed to?")
-        }
+        std::io::ErrorKind::PermissionDenied => Failure::new(format!("cannot run '{program}': permission denied"))
+            .hint("is the file executable, and the user allowed to?"),
         std::io::ErrorKind::ArgumentListTooLong => {
-            Failure::new(format!("cannot run '{program}': its arguments are too long")).hint("pass long values through stdin or a file")
+            Failure::new(format!("cannot run '{program}': its arguments are too long"))
+                .hint("pass long values through stdin or a file")
         }
         _ => Failure::new(format!("cannot run '{program}': {error}")),
     }
@@ -249,7 +249,10 @@ mod tests {
     #[test]
     fn what_cannot_start_says_why() {
         let message = |command: &Command| run(command).unwrap_err().message;
-        assert_eq!(message(&Command::new(["no-such-program-here"])), "cannot run 'no-such-program-here': no such program");
+        assert_eq!(
+            message(&Command::new(["no-such-program-here"])),
+            "cannot run 'no-such-program-here': no such program"
+        );
         assert_eq!(message(&Command::new(Vec::<String>::new())), "the command is empty");
         assert!(message(&Command::new(["echo", "a\0b"])).contains("NUL"));
         assert!(message(&Command::new(["/etc/passwd"])).contains("permission denied"));

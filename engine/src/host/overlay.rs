@@ -17,8 +17,13 @@ use super::{
 use crate::modules::Failure;
 
 /// Where systemd looks for unit files.
-const UNIT_FOLDERS: [&str; 5] =
-    ["/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+const UNIT_FOLDERS: [&str; 5] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+];
 
 /// A machine whose changes are only recorded.
 pub struct Overlay<'a> {
@@ -289,7 +294,9 @@ impl Read for Overlay<'_> {
 
     fn details(&self, path: &Path) -> io::Result<Option<Details>> {
         let at = self.resolve(path, false)?;
-        let planned = at.ancestors().any(|a| !matches!(self.nodes.get(a), None | Some(Entry::There(_, Holds::Folder { fresh: false }))));
+        let planned = at
+            .ancestors()
+            .any(|a| !matches!(self.nodes.get(a), None | Some(Entry::There(_, Holds::Folder { fresh: false }))));
         if planned || self.nodes.contains_key(&at) { Ok(None) } else { self.base.details(&at) }
     }
 
@@ -345,7 +352,8 @@ impl Read for Overlay<'_> {
             return Ok(unit.clone());
         }
         // `name@instance.service` comes from the file `name@.service`.
-        let template = name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
+        let template =
+            name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
         let (mut planned, mut removed, mut there) = (false, false, false);
         for file in [Some(name.to_owned()), template].into_iter().flatten() {
             for folder in UNIT_FOLDERS {
@@ -471,14 +479,19 @@ impl Write for Overlay<'_> {
         let Some((_, first, _)) = moved.first() else { return Err(explain(&verb, to, &not_found())) };
         match (first.kind == FileKind::Directory, found.map(|m| m.kind == FileKind::Directory)) {
             (false, Some(true)) => return Err(atomic::is_folder(to)),
-            (true, Some(false)) => return Err(Failure::new(format!("cannot {verb} {}: a file is there", to.display()))),
+            (true, Some(false)) => {
+                return Err(Failure::new(format!("cannot {verb} {}: a file is there", to.display())));
+            }
             _ => {}
         }
         self.forget(&source);
         self.nodes.insert(source.clone(), Entry::Gone);
         self.forget(&at);
         for (path, meta, holds) in moved {
-            let new = path.strip_prefix(&source).map_or_else(|_| at.clone(), |rest| if rest.as_os_str().is_empty() { at.clone() } else { at.join(rest) });
+            let new = path.strip_prefix(&source).map_or_else(
+                |_| at.clone(),
+                |rest| if rest.as_os_str().is_empty() { at.clone() } else { at.join(rest) },
+            );
             let holds = if matches!(holds, Holds::Folder { .. }) { Holds::Folder { fresh: true } } else { holds };
             self.nodes.insert(new, Entry::There(meta, holds));
         }
@@ -538,7 +551,10 @@ mod tests {
         assert_eq!(overlay.list(&at("new")).unwrap(), ["f", "g"]);
         assert_eq!(overlay.list(folder.path()).unwrap(), ["d", "l", "new"]);
         overlay.set_attrs(&at("d/old"), &Attrs { mode: Some(0o600), ..Attrs::default() }).unwrap();
-        assert_eq!((overlay.meta(&at("d/old")).unwrap().unwrap().mode, overlay.read(&at("d/old")).unwrap()), (0o600, b"old".to_vec()));
+        assert_eq!(
+            (overlay.meta(&at("d/old")).unwrap().unwrap().mode, overlay.read(&at("d/old")).unwrap()),
+            (0o600, b"old".to_vec())
+        );
         overlay.rename(&at("d"), &at("e")).unwrap();
         assert_eq!(overlay.read(&at("e/old")).unwrap(), b"old");
         assert_eq!(overlay.meta(&at("d/old")).unwrap(), None);
@@ -547,7 +563,10 @@ mod tests {
         overlay.remove(&at("e")).unwrap();
         assert_eq!(overlay.list(folder.path()).unwrap(), ["d", "l", "new"]);
         overlay.hard_link(&at("new/f"), &at("h")).unwrap();
-        assert_eq!(overlay.meta(&at("h")).unwrap().unwrap().identity, overlay.meta(&at("new/f")).unwrap().unwrap().identity);
+        assert_eq!(
+            overlay.meta(&at("h")).unwrap().unwrap().identity,
+            overlay.meta(&at("new/f")).unwrap().unwrap().identity
+        );
         assert_eq!(real.list(folder.path()).unwrap(), ["d"]);
         assert_eq!(real.list(&at("d")).unwrap(), ["old"]);
     }
@@ -577,7 +596,14 @@ mod tests {
     fn effects_are_taken_and_unknown_commands_make_uncertain() {
         let real = Real::new();
         let mut overlay = Overlay::new(&real);
-        let user = User { name: "planned".into(), uid: None, gid: None, gecos: String::new(), home: "/".into(), shell: "/bin/false".into() };
+        let user = User {
+            name: "planned".into(),
+            uid: None,
+            gid: None,
+            gecos: String::new(),
+            home: "/".into(),
+            shell: "/bin/false".into(),
+        };
         let command = Command::new(["useradd", "planned"]);
         let effects = [Effect::User(user), Effect::Hostname("n1".into()), Effect::Other];
         assert_eq!(overlay.run(&command, &effects).unwrap(), Ran::Planned);
@@ -603,7 +629,9 @@ mod tests {
                 overlay.mkdir(Path::new(folder), &Attrs::default()).unwrap();
             }
         }
-        overlay.write(Path::new("/etc/systemd/system/planned-here@.service"), b"[Service]\n", &Attrs::default(), None).unwrap();
+        overlay
+            .write(Path::new("/etc/systemd/system/planned-here@.service"), b"[Service]\n", &Attrs::default(), None)
+            .unwrap();
         let unit = overlay.unit("planned-here@1.service").unwrap();
         assert_eq!((unit.exists, unit.active.as_str()), (true, "inactive"));
         let stopped = Unit { active: "active".into(), ..unit };

@@ -371,9 +371,14 @@ mod tests {
 
     #[test]
     fn passwd_and_group_are_parsed_and_broken_lines_passed_over() {
-        let users = parse_passwd(b"root:x:0:0:root:/root:/bin/bash\nbroken\n+::::::\nconsul:x:998:997::/opt/consul:/bin/false\n");
+        let users = parse_passwd(
+            b"root:x:0:0:root:/root:/bin/bash\nbroken\n+::::::\nconsul:x:998:997::/opt/consul:/bin/false\n",
+        );
         assert_eq!(users.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(), ["root", "consul"]);
-        assert_eq!((users[1].uid, users[1].gid, users[1].home.as_path()), (Some(998), Some(997), Path::new("/opt/consul")));
+        assert_eq!(
+            (users[1].uid, users[1].gid, users[1].home.as_path()),
+            (Some(998), Some(997), Path::new("/opt/consul"))
+        );
         let groups = parse_group(b"adm:x:4:a,b\nempty:x:5:\nnot a line\n");
         assert_eq!(groups[0].members, ["a", "b"]);
         assert!(groups[1].members.is_empty() && groups.len() == 2);
@@ -381,8 +386,20 @@ mod tests {
 
     #[test]
     fn units_and_packages_are_parsed() {
-        let unit = parse_unit("MainPID=7\nNeedDaemonReload=yes\nLoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\n");
-        assert_eq!(unit, Unit { exists: true, active: "active".into(), enabled: "enabled".into(), sub: "running".into(), main_pid: 7, needs_reload: true });
+        let unit = parse_unit(
+            "MainPID=7\nNeedDaemonReload=yes\nLoadState=loaded\nActiveState=active\nSubState=running\nUnitFileState=enabled\n",
+        );
+        assert_eq!(
+            unit,
+            Unit {
+                exists: true,
+                active: "active".into(),
+                enabled: "enabled".into(),
+                sub: "running".into(),
+                main_pid: 7,
+                needs_reload: true
+            }
+        );
         assert!(!parse_unit("LoadState=not-found\nActiveState=inactive\n").exists);
         assert!(parse_unit("LoadState=masked\nUnitFileState=masked\n").exists);
         let status = "Package: a\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1.0\n\nPackage: b\nStatus: deinstall ok config-files\nVersion: 2\n\nPackage: a-x\nStatus: hold ok installed\nArchitecture: all\nVersion: 3\n";

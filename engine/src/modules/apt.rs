@@ -31,8 +31,10 @@ pub(super) struct Apt {
 pub(super) fn check_family(cx: &Cx<'_>) -> Result<(), Failure> {
     match cx.facts["os"]["family"].as_str() {
         Some("debian") | None => Ok(()),
-        Some(other) => Err(Failure::new(format!("this release handles packages by apt only, and this host is of the family {other}"))
-            .hint("use the command module, with `creates`, until then")),
+        Some(other) => Err(Failure::new(format!(
+            "this release handles packages by apt only, and this host is of the family {other}"
+        ))
+        .hint("use the command module, with `creates`, until then")),
     }
 }
 
@@ -85,7 +87,10 @@ impl Apt {
     fn repair(&self, host: &mut dyn Write, interrupted: bool) -> Result<(), Failure> {
         let command = if interrupted {
             let apt = self.command(&[]);
-            Command { env: apt.env, ..Command::new(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"]) }
+            Command {
+                env: apt.env,
+                ..Command::new(["dpkg", "--force-confdef", "--force-confold", "--configure", "-a"])
+            }
         } else {
             self.command(&["--fix-broken".to_owned(), "install".to_owned()])
         };

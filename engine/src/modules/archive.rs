@@ -90,7 +90,11 @@ fn tar(reader: impl Read, name: &str, visit: Visit<'_>) -> Result<(), Failure> {
             T::Symlink => Kind::Link(target(&path, link(&entry), name)?),
             T::Link => Kind::HardLink(inside(&link(&entry), name)?.unwrap_or_default()),
             T::XGlobalHeader => continue,
-            other => return Err(Failure::new(format!("cannot unpack {name}: {shown} is neither file, folder nor link ({other:?})"))),
+            other => {
+                return Err(Failure::new(format!(
+                    "cannot unpack {name}: {shown} is neither file, folder nor link ({other:?})"
+                )));
+            }
         };
         let mode = entry.header().mode().map_err(|e| broken(name, &e))? & 0o777;
         let size = if kind == Kind::File { entry.size() } else { 0 };
@@ -99,7 +103,8 @@ fn tar(reader: impl Read, name: &str, visit: Visit<'_>) -> Result<(), Failure> {
         visit(number, &seen, &mut content)?;
         io::copy(&mut content, &mut io::sink()).map_err(|e| broken(name, &e))?;
         if seen.kind == Kind::File && content.count != size {
-            let cut = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{shown} has {} of {size} bytes", content.count));
+            let cut =
+                io::Error::new(io::ErrorKind::UnexpectedEof, format!("{shown} has {} of {size} bytes", content.count));
             return Err(broken(name, &cut));
         }
     }

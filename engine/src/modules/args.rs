@@ -200,7 +200,11 @@ impl FromArg for Mode {
             }
             Value::String(s) if s == "preserve" => Ok(Self::Preserve),
             Value::String(s) if !s.is_empty() && s.chars().all(|c| ('0'..='7').contains(&c)) && s.len() <= 5 => {
-                u32::from_str_radix(s, 8).ok().filter(|m| *m <= 0o7777).map(Self::Bits).ok_or_else(|| expected::<Self>(value))
+                u32::from_str_radix(s, 8)
+                    .ok()
+                    .filter(|m| *m <= 0o7777)
+                    .map(Self::Bits)
+                    .ok_or_else(|| expected::<Self>(value))
             }
             Value::String(s) if symbolic(s, 0, false).is_some() => Ok(Self::Symbolic(s.clone())),
             _ => Err(expected::<Self>(value)),

@@ -81,7 +81,9 @@ fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
     Ok(Plan::Unchanged(if args.quiet {
         outcome
     } else {
-        outcome.msg(args.success_msg.unwrap_or_else(|| "all assertions passed".into())).with("that", json!(args.that.len()))
+        outcome
+            .msg(args.success_msg.unwrap_or_else(|| "all assertions passed".into()))
+            .with("that", json!(args.that.len()))
     }))
 }
 

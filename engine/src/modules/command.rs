@@ -13,7 +13,10 @@ use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     steps::{ended, text},
 };
-use crate::{args, host::{Command, FileKind, Output, Ran, Read, Write}};
+use crate::{
+    args,
+    host::{Command, FileKind, Output, Ran, Read, Write},
+};
 
 args! {
     /// Arguments.
@@ -63,11 +66,9 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&inv.args)?;
     let argv = match (args.cmd, args.argv.is_empty()) {
         (Some(_), false) => return Err(Failure::new("'cmd' and 'argv' exclude each other").hint("give one of them")),
-        (Some(text), true) => {
-            shell_words::split(&text).map_err(|e| {
-                Failure::new(format!("cannot split the command into words: {e}")).hint("give the words as a list: argv")
-            })?
-        }
+        (Some(text), true) => shell_words::split(&text).map_err(|e| {
+            Failure::new(format!("cannot split the command into words: {e}")).hint("give the words as a list: argv")
+        })?,
         (None, _) => args.argv,
     };
     if argv.first().is_none_or(String::is_empty) {
@@ -80,7 +81,16 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     }
     inline_arguments(argv.iter().map(String::as_str))?;
     let command = build(argv.clone(), inv, args.chdir, stdin(args.stdin, args.stdin_add_newline));
-    plan_call(Call { command, shown: json!(argv), creates: args.creates, removes: args.removes, strip: args.strip_empty_ends }, cx)
+    plan_call(
+        Call {
+            command,
+            shown: json!(argv),
+            creates: args.creates,
+            removes: args.removes,
+            strip: args.strip_empty_ends,
+        },
+        cx,
+    )
 }
 
 pub(super) fn build(argv: Vec<String>, inv: &Invocation, chdir: Option<PathBuf>, stdin: Option<Vec<u8>>) -> Command {
@@ -156,13 +166,16 @@ fn matches(host: &dyn Read, path: &Path) -> Result<bool, Failure> {
     for part in text.split('/').filter(|part| !part.is_empty()) {
         let mut next = Vec::new();
         if part.contains(['*', '?', '[']) {
-            let glob = globset::Glob::new(part).map_err(|e| Failure::new(format!("bad pattern '{text}': {}", e.kind())))?;
+            let glob =
+                globset::Glob::new(part).map_err(|e| Failure::new(format!("bad pattern '{text}': {}", e.kind())))?;
             let glob = glob.compile_matcher();
             for folder in &found {
                 // A file in the place of a folder holds nothing that could match.
                 let names = host.list(folder).unwrap_or_default();
                 let visible = |name: &Path| part.starts_with('.') || !name.to_string_lossy().starts_with('.');
-                next.extend(names.iter().map(Path::new).filter(|n| visible(n) && glob.is_match(n)).map(|n| folder.join(n)));
+                next.extend(
+                    names.iter().map(Path::new).filter(|n| visible(n) && glob.is_match(n)).map(|n| folder.join(n)),
+                );
             }
         } else {
             for folder in &found {

@@ -73,7 +73,8 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let into = call.args.get("dest").and_then(Value::as_str).is_some_and(|d| d.ends_with('/'));
     planned(cx, || {
         let planner = Planner::new(cx, call.diff);
-        let job = Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
+        let job =
+            Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
         let put = Put { validate: args.validate.clone(), backup: args.backup, ..Put::default() };
         if let Some(value) = &args.content {
             return inline(&job, &text(value), put, planner);
@@ -125,7 +126,13 @@ fn inline(job: &Job<'_>, content: &[u8], put: Put, planner: Planner<'_>) -> Resu
 }
 
 /// One file to `dest`, or into it where it is a folder.
-pub(super) fn single(job: &Job<'_>, src: &str, bytes: &[u8], put: Put, mut planner: Planner<'_>) -> Result<Plan, Failure> {
+pub(super) fn single(
+    job: &Job<'_>,
+    src: &str,
+    bytes: &[u8],
+    put: Put,
+    mut planner: Planner<'_>,
+) -> Result<Plan, Failure> {
     let found = planner.host.meta_follow(job.dest).map_err(|e| explain("look at", job.dest, &e))?;
     let mut path = job.dest.to_path_buf();
     if job.into || found.as_ref().is_some_and(|m| m.kind == FileKind::Directory) {
@@ -200,7 +207,9 @@ fn from_host(src: &str, host: &dyn Read) -> Result<Content, Failure> {
         return Err(Failure::new(format!("argument 'src': with remote_src expected an absolute path, found '{src}'")));
     }
     let meta = host.meta_follow(path).map_err(|e| explain("look at", path, &e))?;
-    let Some(meta) = meta else { return Err(Failure::new(format!("cannot copy {src}: it does not exist on the host"))) };
+    let Some(meta) = meta else {
+        return Err(Failure::new(format!("cannot copy {src}: it does not exist on the host")));
+    };
     match meta.kind {
         FileKind::Directory => {
             let mut entries = Vec::new();
@@ -230,7 +239,9 @@ fn gather(top: &Path, relative: &Path, host: &dyn Read, out: &mut Vec<TreeEntry>
                 let bytes = host.read(&path).map_err(|e| explain("read", &path, &e))?;
                 out.push(TreeEntry { path: below, mode, bytes: Some(super::Base64(bytes)) });
             }
-            _ => return Err(Failure::new(format!("cannot copy {}: it is neither a file nor a folder", path.display()))),
+            _ => {
+                return Err(Failure::new(format!("cannot copy {}: it is neither a file nor a folder", path.display())));
+            }
         }
     }
     Ok(())
@@ -300,7 +311,10 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         twice(json!({"src": "conf/run.sh", "dest": folder.path(), "mode": "preserve"}), file(b"#!"));
         assert_eq!(fs::metadata(at("run.sh")).unwrap().permissions().mode() & 0o777, 0o750);
-        twice(json!({"src": "run.sh", "dest": format!("{}/", at("new").display()), "directory_mode": "0700"}), file(b"#!"));
+        twice(
+            json!({"src": "run.sh", "dest": format!("{}/", at("new").display()), "directory_mode": "0700"}),
+            file(b"#!"),
+        );
         assert_eq!(fs::read(at("new/run.sh")).unwrap(), b"#!");
         assert_eq!(fs::metadata(at("new")).unwrap().permissions().mode() & 0o777, 0o700);
         std::os::unix::fs::symlink("run.sh", at("link")).unwrap();
@@ -329,7 +343,8 @@ mod tests {
         };
         twice(json!({"src": "conf", "dest": folder.path()}), content());
         assert_eq!(fs::read(folder.path().join("conf/d/f")).unwrap(), b"1");
-        let (outcome, diffs) = twice(json!({"src": "conf/", "dest": folder.path().join("x"), "mode": "preserve"}), content());
+        let (outcome, diffs) =
+            twice(json!({"src": "conf/", "dest": folder.path().join("x"), "mode": "preserve"}), content());
         assert!(outcome.changed && diffs.len() == 4, "{diffs:?}");
         assert_eq!(fs::metadata(folder.path().join("x/d/f")).unwrap().permissions().mode() & 0o777, 0o640);
         let evil = Some(Content::Tree(vec![TreeEntry { path: "../x".into(), mode: 0o644, bytes: None }]));
@@ -343,12 +358,26 @@ mod tests {
         assert!(fails(json!({"dest": dest}), None).message.contains("one of"));
         assert!(fails(json!({"dest": dest, "src": "a", "content": "b"}), None).message.contains("exclude"));
         assert!(fails(json!({"dest": folder.path(), "content": "b"}), None).message.contains("it is a folder"));
-        assert!(fails(json!({"dest": folder.path().join("no/a"), "content": "b"}), None).message.contains("does not exist"));
+        assert!(
+            fails(json!({"dest": folder.path().join("no/a"), "content": "b"}), None).message.contains("does not exist")
+        );
         assert!(fails(json!({"dest": dest, "content": "b", "mode": "preserve"}), None).message.contains("preserve"));
-        assert!(fails(json!({"dest": dest, "content": "b", "owner": "no-such-user-x"}), None).message.contains("does not exist"));
-        assert!(fails(json!({"dest": dest, "src": "/no/such", "remote_src": true}), None).message.contains("does not exist on the host"));
+        assert!(
+            fails(json!({"dest": dest, "content": "b", "owner": "no-such-user-x"}), None)
+                .message
+                .contains("does not exist")
+        );
+        assert!(
+            fails(json!({"dest": dest, "src": "/no/such", "remote_src": true}), None)
+                .message
+                .contains("does not exist on the host")
+        );
         assert!(fails(json!({"dest": dest, "contnt": "b"}), None).hint.unwrap().contains("content"));
-        assert!(fails(json!({"dest": dest, "content": "b", "validate": "false %s"}), None).message.contains("validation of the new"));
+        assert!(
+            fails(json!({"dest": dest, "content": "b", "validate": "false %s"}), None)
+                .message
+                .contains("validation of the new")
+        );
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

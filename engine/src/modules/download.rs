@@ -39,7 +39,9 @@ impl FromArg for Checksum {
                 Ok(Self::Sum(sum.to_ascii_lowercase()))
             }
             Some(("sha256", url)) if url.contains("://") => Web::from_arg(&url.into()).map(Self::List),
-            Some((weak @ ("md5" | "sha1"), _)) => Err(format!("{weak} does not protect against a forged file: expected {}", Self::kind())),
+            Some((weak @ ("md5" | "sha1"), _)) => {
+                Err(format!("{weak} does not protect against a forged file: expected {}", Self::kind()))
+            }
             _ => Err(expected::<Self>(value)),
         }
     }
@@ -120,13 +122,14 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         };
         let current = planner.meta(&path)?.filter(|m| m.kind == FileKind::File);
         let attrs = perms.attrs(current.as_ref(), 0, false);
-        let had = match &current {
-            // What a check has only planned to fetch cannot be read, and is not this file as far as anybody knows.
-            Some(_) => planner.host.read(&path).map(|b| sha256(&b)).or_else(|e| {
-                if cx.host.is_overlay() { Ok(String::new()) } else { Err(explain("read", &path, &e)) }
-            })?,
-            None => String::new(),
-        };
+        let had =
+            match &current {
+                // What a check has only planned to fetch cannot be read, and is not this file as far as anybody knows.
+                Some(_) => planner.host.read(&path).map(|b| sha256(&b)).or_else(|e| {
+                    if cx.host.is_overlay() { Ok(String::new()) } else { Err(explain("read", &path, &e)) }
+                })?,
+                None => String::new(),
+            };
         let outcome = Outcome::unchanged().with("url", url.shown()).with("checksum", format!("sha256:{want}"));
         if had == want {
             planner.attrs(&path, &attrs)?;
@@ -250,7 +253,8 @@ impl Download {
         if got == self.want {
             return Ok(());
         }
-        let message = format!("{} ({size} bytes) has the checksum sha256:{got}, expected sha256:{}", self.url.shown(), self.want);
+        let message =
+            format!("{} ({size} bytes) has the checksum sha256:{got}, expected sha256:{}", self.url.shown(), self.want);
         Err(Failure::new(message)
             .hint("nothing was replaced; is it the right version, and is the server to be trusted?")
             .with("checksum_src", format!("sha256:{got}"))
@@ -296,7 +300,8 @@ mod tests {
     }
 
     fn answer(status: &str, length: usize, body: &[u8]) -> Vec<u8> {
-        let mut out = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").into_bytes();
+        let mut out =
+            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").into_bytes();
         out.extend_from_slice(body);
         out
     }
@@ -324,7 +329,11 @@ mod tests {
         assert_eq!(fs::read(folder.path().join("a.zip")).unwrap(), body);
         let requests = seen.lock().unwrap().clone();
         assert_eq!(requests.len(), 1, "the second run asks nobody");
-        assert!(requests[0].contains("x-mine: 1") && requests[0].contains("authorization: Basic dTpw"), "{}", requests[0]);
+        assert!(
+            requests[0].contains("x-mine: 1") && requests[0].contains("authorization: Basic dTpw"),
+            "{}",
+            requests[0]
+        );
         fs::write(folder.path().join("a.zip"), "damaged").unwrap();
         assert!(testing::run(&DEFINITION, &call(args)).unwrap().0.changed);
         assert_eq!(fs::read(folder.path().join("a.zip")).unwrap(), body);
@@ -353,7 +362,10 @@ mod tests {
         let sum = format!("sha256:{}", sha256(b"right"));
         let args = |base: &str| json!({"url": format!("{base}/x"), "dest": dest, "checksum": sum, "retries": 0});
         let failure = fails(args(&serve(vec![ok(b"wrong")]).0));
-        assert!(failure.message.contains(&sha256(b"wrong")) && failure.message.contains(&sha256(b"right")), "{failure}");
+        assert!(
+            failure.message.contains(&sha256(b"wrong")) && failure.message.contains(&sha256(b"right")),
+            "{failure}"
+        );
         let failure = fails(args(&serve(vec![answer("404 Not Found", 0, b"")]).0));
         assert!(failure.message.contains("404 Not Found"), "{failure}");
         let failure = fails(args(&serve(vec![answer("200 OK", 100, b"righ")]).0));
@@ -363,7 +375,10 @@ mod tests {
         let plain = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = plain.local_addr().unwrap();
         thread::spawn(move || plain.incoming().for_each(drop));
-        assert!(fails(args(&format!("https://{address}"))).message.contains("GET https://"), "TLS with nobody to speak it");
+        assert!(
+            fails(args(&format!("https://{address}"))).message.contains("GET https://"),
+            "TLS with nobody to speak it"
+        );
         assert_eq!(fs::read_to_string(&dest).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
     }
@@ -388,11 +403,15 @@ mod tests {
     #[test]
     fn bad_calls() {
         let sum = format!("sha256:{}", "0".repeat(64));
-        let message = |url: &str, checksum: &str| fails(json!({"url": url, "dest": "/no/such/x", "checksum": checksum})).message;
+        let message =
+            |url: &str, checksum: &str| fails(json!({"url": url, "dest": "/no/such/x", "checksum": checksum})).message;
         assert!(message("ftp://x/y", &sum).contains("http://"));
         assert!(message("http://x/y", "md5:abc").contains("forged"));
         assert!(message("http://x/y", "sha256:abc").contains("64 hexadecimal"));
-        assert!(message("http://127.0.0.1:1/y", &sum).contains("/no/such does not exist"), "found before anything is fetched");
+        assert!(
+            message("http://127.0.0.1:1/y", &sum).contains("/no/such does not exist"),
+            "found before anything is fetched"
+        );
         assert!(fails(json!({"url": "http://x/y", "dest": "/tmp/x"})).message.contains("'checksum' is missing"));
         assert!(!Web::from_arg(&json!("http://u:secret@h/x")).unwrap().shown().contains("secret"));
     }

@@ -1,12 +1,6 @@
 //! Fetching over HTTP, piece by piece, with retries.
 
-use std::{
-    error::Error as _,
-    path::PathBuf,
-    sync::mpsc,
-    thread,
-    time::Duration,
-};
+use std::{error::Error as _, path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use reqwest::{
     Certificate, Client, NoProxy, Proxy, StatusCode, Url,
@@ -32,7 +26,9 @@ impl FromArg for Web {
     }
     fn from_arg(value: &Value) -> Result<Self, String> {
         let url = value.as_str().and_then(|text| Url::parse(text).ok());
-        url.filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host()).map(Self).ok_or_else(|| expected::<Self>(value))
+        url.filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
+            .map(Self)
+            .ok_or_else(|| expected::<Self>(value))
     }
 }
 
@@ -110,7 +106,10 @@ pub(super) fn get<T>(
                 tries += 1;
             }
             Err(failure) if passing && tries > 0 => {
-                return Err(Failure { message: format!("{} (after {} attempts)", failure.message, tries + 1), ..failure });
+                return Err(Failure {
+                    message: format!("{} (after {} attempts)", failure.message, tries + 1),
+                    ..failure
+                });
             }
             other => return other,
         }
@@ -130,7 +129,8 @@ fn pause(tries: u32) -> Duration {
 fn headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     for (name, value) in map {
-        let key = HeaderName::try_from(name).map_err(|_| Failure::new(format!("argument 'headers': '{name}' is no header name")))?;
+        let key = HeaderName::try_from(name)
+            .map_err(|_| Failure::new(format!("argument 'headers': '{name}' is no header name")))?;
         let text = String::from_arg(value).map_err(|e| Failure::new(format!("argument 'headers': {name}: {e}")))?;
         let text = HeaderValue::try_from(text)
             .map_err(|_| Failure::new(format!("argument 'headers': the value of {name} holds a control character")))?;
@@ -179,7 +179,8 @@ fn proxies(manner: &Manner) -> Result<Vec<Proxy>, Failure> {
     if !manner.use_proxy {
         return Ok(Vec::new());
     }
-    let value = |name: &str| manner.environment.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
+    let value =
+        |name: &str| manner.environment.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str());
     let except = value("no_proxy").and_then(NoProxy::from_string);
     let mut proxies = Vec::new();
     for name in ["http_proxy", "https_proxy"] {
@@ -254,7 +255,9 @@ async fn body(
             Err(e) => {
                 let of = whole.map_or_else(String::new, |w| format!(" of {w}"));
                 let why = if e.is_timeout() { "nothing came for too long".to_owned() } else { chain(&e.without_url()) };
-                return Err(Fault::Passing(Failure::new(format!("GET {shown} broke off after {got}{of} bytes: {why}"))));
+                return Err(Fault::Passing(Failure::new(format!(
+                    "GET {shown} broke off after {got}{of} bytes: {why}"
+                ))));
             }
         }
     }

@@ -108,7 +108,9 @@ fn apply(args: &Args, perms: &Perms, planner: &mut Planner<'_>) -> Result<(), Fa
                     .hint("state: file only sets attributes; make the file with copy, template or state: touch"));
             };
             if args.state.is_some() && current.kind == FileKind::Directory {
-                return Err(Failure::new(format!("{} is a folder, not a file", path.display())).hint("use state: directory"));
+                return Err(
+                    Failure::new(format!("{} is a folder, not a file", path.display())).hint("use state: directory")
+                );
             }
             attrs(args, perms, planner)
         }
@@ -162,8 +164,12 @@ fn symlink(args: &Args, perms: &Perms, planner: &mut Planner<'_>) -> Result<(), 
     let source = path.parent().unwrap_or(Path::new("/")).join(&target);
     let found = planner.host.meta_follow(&source).map_err(|e| explain("look at", &source, &e))?;
     if found.is_none() && !args.force {
-        return Err(Failure::new(format!("cannot link {}: its target {} does not exist", path.display(), source.display()))
-            .hint("force: true makes the link all the same"));
+        return Err(Failure::new(format!(
+            "cannot link {}: its target {} does not exist",
+            path.display(),
+            source.display()
+        ))
+        .hint("force: true makes the link all the same"));
     }
     match planner.meta(path)?.map(|m| m.kind) {
         Some(FileKind::Symlink) => {
@@ -186,12 +192,17 @@ fn make_room(args: &Args, kind: FileKind, planner: &mut Planner<'_>) -> Result<(
     let path = args.path.as_path();
     let what = if kind == FileKind::Directory { "a folder" } else { "a file" };
     if !args.force {
-        return Err(Failure::new(format!("cannot link {}: {what} is there", path.display())).hint("force: true replaces it"));
+        return Err(
+            Failure::new(format!("cannot link {}: {what} is there", path.display())).hint("force: true replaces it")
+        );
     }
     if kind == FileKind::Directory {
         if !planner.host.list(path).map_err(|e| explain("list", path, &e))?.is_empty() {
-            return Err(Failure::new(format!("cannot link {}: a folder is there, and it is not empty", path.display()))
-                .hint("remove it by an earlier task with state: absent"));
+            return Err(Failure::new(format!(
+                "cannot link {}: a folder is there, and it is not empty",
+                path.display()
+            ))
+            .hint("remove it by an earlier task with state: absent"));
         }
         planner.remove(path)?;
     }
@@ -207,7 +218,8 @@ fn hard_link(args: &Args, perms: &Perms, planner: &mut Planner<'_>) -> Result<()
         return Err(Failure::new(format!("cannot link {}: {} does not exist", path.display(), source.display())));
     };
     if target.kind == FileKind::Directory {
-        return Err(Failure::new(format!("cannot link {}: {} is a folder", path.display(), source.display())).hint("use state: link"));
+        return Err(Failure::new(format!("cannot link {}: {} is a folder", path.display(), source.display()))
+            .hint("use state: link"));
     }
     match planner.meta(path)? {
         Some(meta) if meta.identity == target.identity => {}
@@ -296,7 +308,9 @@ mod tests {
         assert!(twice(json!({"path": at("a"), "src": "b", "state": "link", "force": true})).changed);
         fs::create_dir(at("d")).unwrap();
         fs::write(at("d/x"), "").unwrap();
-        assert!(fails(json!({"path": at("d"), "src": "b", "state": "link", "force": true})).message.contains("not empty"));
+        assert!(
+            fails(json!({"path": at("d"), "src": "b", "state": "link", "force": true})).message.contains("not empty")
+        );
         assert!(twice(json!({"path": at("h"), "src": at("b"), "state": "hard"})).changed);
         assert!(fails(json!({"path": at("d/x"), "src": at("b"), "state": "hard"})).message.contains("a file is there"));
         assert!(fails(json!({"path": at("x"), "state": "link"})).message.contains("'src' is missing"));

@@ -6,7 +6,10 @@ use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     steps::{Step, Steps, exists, read_text},
 };
-use crate::{args, host::{Attrs, Command, Effect}};
+use crate::{
+    args,
+    host::{Attrs, Command, Effect},
+};
 
 args! {
     /// Arguments.
@@ -108,7 +111,9 @@ mod tests {
 
     #[test]
     fn bad_names_are_refused() {
-        for name in ["", "a_b", "-a", "a b", "a..b", "a;reboot", "é", &"a".repeat(64), &format!("{0}.{0}", "a".repeat(40))] {
+        for name in
+            ["", "a_b", "-a", "a b", "a..b", "a;reboot", "é", &"a".repeat(64), &format!("{0}.{0}", "a".repeat(40))]
+        {
             let failure = go(&mut Fake::new(), "hostname", json!({"name": name})).unwrap_err();
             assert!(failure.message.contains("is no host name"), "{name}");
         }

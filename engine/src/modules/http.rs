@@ -9,7 +9,9 @@ pub(crate) fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> Resul
     thread::scope(|scope| {
         let run = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.map(|runtime| runtime.block_on(future)).map_err(|e| Failure::new(format!("cannot start a runtime: {e}")))
+            runtime
+                .map(|runtime| runtime.block_on(future))
+                .map_err(|e| Failure::new(format!("cannot start a runtime: {e}")))
         };
         scope.spawn(run).join().unwrap_or_else(|_| Err(Failure::new("the request ended by a defect of this program")))
     })

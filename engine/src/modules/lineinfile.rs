@@ -94,7 +94,9 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
                 })?
             }
             None if args.state == State::Absent => {
-                return Ok(Plan::Unchanged(Outcome::unchanged().msg(format!("{shown} does not exist")).with("found", 0)));
+                return Ok(Plan::Unchanged(
+                    Outcome::unchanged().msg(format!("{shown} does not exist")).with("found", 0),
+                ));
             }
             None if args.create => String::new(),
             None => return Err(Failure::new(format!("{shown} does not exist")).hint("create: true makes it")),
@@ -164,7 +166,11 @@ fn matches(regex: &Regex, line: &str) -> Result<bool, Failure> {
 }
 
 /// The last line that meets a condition, or the first.
-fn position(lines: &[String], first: bool, test: impl Fn(&str) -> Result<bool, Failure>) -> Result<Option<usize>, Failure> {
+fn position(
+    lines: &[String],
+    first: bool,
+    test: impl Fn(&str) -> Result<bool, Failure>,
+) -> Result<Option<usize>, Failure> {
     let mut found = None;
     for (i, line) in lines.iter().enumerate() {
         if test(line)? {
@@ -318,7 +324,10 @@ mod tests {
     fn lines_are_replaced_added_and_kept() {
         assert_eq!(edit("a=1\nb=2\n", json!({"line": "b=2"})), "a=1\nb=2\n");
         assert_eq!(edit("a=1\nb=2\na=3\n", json!({"regexp": "^a=", "line": "a=9"})), "a=1\nb=2\na=9\n");
-        assert_eq!(edit("a=1\nb=2\na=3\n", json!({"regexp": "^a=", "line": "a=9", "firstmatch": true})), "a=9\nb=2\na=3\n");
+        assert_eq!(
+            edit("a=1\nb=2\na=3\n", json!({"regexp": "^a=", "line": "a=9", "firstmatch": true})),
+            "a=9\nb=2\na=3\n"
+        );
         assert_eq!(edit("a=1\nb=2", json!({"line": "c=3"})), "a=1\nb=2\nc=3\n");
         assert_eq!(edit("", json!({"line": "c=3"})), "c=3\n");
         assert_eq!(edit("x.y\nxzy\n", json!({"search_string": "x.y", "line": "new"})), "new\nxzy\n");
@@ -355,13 +364,23 @@ mod tests {
         assert!(fails(json!({"path": folder.path(), "line": "a"})).message.contains("is a folder"));
         assert!(fails(json!({"path": path})).message.contains("'line' is missing"));
         assert!(fails(json!({"path": path, "line": "a", "regexp": "("})).message.contains("no regular expression"));
-        assert!(fails(json!({"path": path, "line": "a", "regexp": "a", "search_string": "a"})).message.contains("exclude"));
+        assert!(
+            fails(json!({"path": path, "line": "a", "regexp": "a", "search_string": "a"})).message.contains("exclude")
+        );
         assert!(fails(json!({"path": path, "line": "a\nb"})).message.contains("line end"));
-        assert!(fails(json!({"path": path, "line": "a", "insertafter": "a", "insertbefore": "b"})).message.contains("exclude"));
+        assert!(
+            fails(json!({"path": path, "line": "a", "insertafter": "a", "insertbefore": "b"}))
+                .message
+                .contains("exclude")
+        );
         fs::write(&path, b"\xff\xfe").unwrap();
         assert!(fails(json!({"path": path, "line": "a"})).message.contains("not UTF-8"));
         fs::write(&path, "ab\n").unwrap();
-        assert!(fails(json!({"path": path, "regexp": "a(b)", "line": r"\2", "backrefs": true})).message.contains("no group 2"));
+        assert!(
+            fails(json!({"path": path, "regexp": "a(b)", "line": r"\2", "backrefs": true}))
+                .message
+                .contains("no group 2")
+        );
         let validate = json!({"path": path, "line": "new", "validate": "grep -q old %s"});
         assert!(fails(validate).message.contains("validation"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "ab\n");

@@ -354,7 +354,11 @@ mod tests {
         assert!(DEFINITIONS.is_sorted_by_key(|d| d.name), "keep the modules in the order of their names");
         for d in DEFINITIONS {
             assert!(d.summary.starts_with(char::is_uppercase) && !d.summary.ends_with('.'), "{}: summary", d.name);
-            assert!(d.args.iter().all(|a| a.doc.trim().ends_with('.')), "{}: an argument lacks its documentation", d.name);
+            assert!(
+                d.args.iter().all(|a| a.doc.trim().ends_with('.')),
+                "{}: an argument lacks its documentation",
+                d.name
+            );
         }
     }
 

@@ -169,7 +169,8 @@ fn install(args: &Args, mut asked: Vec<Asked>, apt: Apt, host: &dyn Read) -> Res
     if let Some(deb) = &args.deb {
         let path = deb.to_string_lossy().into_owned();
         let fields = query(host, &Command::new(["dpkg-deb", "-f", &path, "Package", "Version"]))?;
-        let field = |name: &str| fields.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ")).map(str::to_owned);
+        let field =
+            |name: &str| fields.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ")).map(str::to_owned);
         let (Some(name), Some(version)) = (field("Package"), field("Version")) else {
             return Err(Failure::new(format!("{path} names no package")));
         };
@@ -264,7 +265,11 @@ fn refused(said: &str, host: &dyn Read) -> Failure {
     let errors: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("E: ")).collect();
     let Some(name) = errors.iter().find_map(|line| line.strip_prefix("Unable to locate package ")) else {
         let failure = Failure::new(format!("apt-get cannot do this: {}", errors.join("; ")));
-        return if said.contains("was not found") { failure.hint("see the versions with `apt-cache madison NAME`") } else { failure };
+        return if said.contains("was not found") {
+            failure.hint("see the versions with `apt-cache madison NAME`")
+        } else {
+            failure
+        };
     };
     let failure = Failure::new(format!("no package '{name}' is known to apt"));
     let known = query(host, &Command::new(["apt-cache", "pkgnames"])).unwrap_or_default();
@@ -317,7 +322,8 @@ impl Change for Call {
         {
             return Ok(Outcome { warnings: outcome.warnings, ..Outcome::unknown(why) });
         }
-        let effects: Vec<Effect> = self.moves.iter().map(|m| Effect::Package(m.name.clone(), m.after.clone())).collect();
+        let effects: Vec<Effect> =
+            self.moves.iter().map(|m| Effect::Package(m.name.clone(), m.after.clone())).collect();
         let effects = if effects.is_empty() { vec![Effect::Other] } else { effects };
         match self.apt.run(host, &self.words, &effects)? {
             Ran::Done(output) => {
@@ -350,7 +356,8 @@ mod tests {
     use super::*;
     use crate::modules::fake::{Fake, converges, go, plan};
 
-    const CALL: &str = "apt-get -q -y -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
+    const CALL: &str =
+        "apt-get -q -y -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold";
 
     /// A host whose index is fresh.
     fn fresh() -> Fake {
@@ -365,7 +372,8 @@ mod tests {
 
     #[test]
     fn all_are_installed_by_one_call_with_what_they_need() {
-        let said = "NOTE: simulation\nInst libonig5 (6.9 Debian:12 [amd64])\nInst jq (1.6 Debian:12 [amd64])\nConf jq (1.6)\n";
+        let said =
+            "NOTE: simulation\nInst libonig5 (6.9 Debian:12 [amd64])\nInst jq (1.6 Debian:12 [amd64])\nConf jq (1.6)\n";
         let mut fake = simulates(fresh(), "install", said);
         fake.packages.insert("curl".into(), "7.88".into());
         let outcome = converges(&mut fake, "package", json!({"name": ["jq", "curl"]}));
@@ -419,7 +427,10 @@ mod tests {
         go(&mut fake, "package", json!({"name": "jq", "cache_valid_time": 3_600_000})).unwrap();
         assert_eq!(updates(&fake), 0);
         let mut fake = simulated();
-        assert_eq!(go(&mut fake, "package", json!({"name": "jq", "cache_valid_time": 60})).unwrap().data["cache_updated"], true);
+        assert_eq!(
+            go(&mut fake, "package", json!({"name": "jq", "cache_valid_time": 60})).unwrap().data["cache_updated"],
+            true
+        );
         assert_eq!(updates(&fake), 1);
         let mut fake = simulated().file("/etc/apt/sources.list.d/new.sources", "");
         fake.times.insert("/etc/apt/sources.list.d/new.sources".into(), fake.now());
@@ -455,7 +466,12 @@ mod tests {
     #[test]
     fn an_interrupted_installation_is_repaired() {
         let said = "E: dpkg was interrupted, you must manually run 'dpkg --configure -a' to correct the problem.\n";
-        let mut fake = simulates(fresh(), "install", "Inst jq (1.6 x [amd64])\n").answers_once(&format!("{CALL} install"), 100, "", said);
+        let mut fake = simulates(fresh(), "install", "Inst jq (1.6 x [amd64])\n").answers_once(
+            &format!("{CALL} install"),
+            100,
+            "",
+            said,
+        );
         assert!(go(&mut fake, "package", json!({"name": "jq"})).unwrap().changed);
         assert_eq!(fake.ran[1], "dpkg --force-confdef --force-confold --configure -a");
     }
@@ -463,7 +479,8 @@ mod tests {
     #[test]
     fn nothing_done_is_no_change() {
         let said = "0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\n";
-        let mut fake = simulates(fresh(), "install", "Inst awk (1 x)\n").answers(&format!("{CALL} install"), 0, said, "");
+        let mut fake =
+            simulates(fresh(), "install", "Inst awk (1 x)\n").answers(&format!("{CALL} install"), 0, said, "");
         assert!(!go(&mut fake, "package", json!({"name": "awk"})).unwrap().changed);
         assert_eq!(did_something("1 upgraded, 0 newly installed, 0 to remove and 0 not upgraded."), Some(true));
     }
@@ -482,9 +499,13 @@ mod tests {
             .answers("apt-cache pkgnames", 0, "jq\nbash\n", "");
         let error = |args| plan(&fake, "package", args).unwrap_err();
         let failure = error(json!({"name": "jqq"}));
-        assert_eq!((failure.message.as_str(), failure.hint.as_deref()), ("no package 'jqq' is known to apt", Some("did you mean 'jq'?")));
+        assert_eq!(
+            (failure.message.as_str(), failure.hint.as_deref()),
+            ("no package 'jqq' is known to apt", Some("did you mean 'jq'?"))
+        );
         assert!(error(json!({})).message.contains("missing"));
-        let mut essential = fresh().answers(&format!("{CALL} -s remove sed"), 100, "", "E: Essential packages were removed\n");
+        let mut essential =
+            fresh().answers(&format!("{CALL} -s remove sed"), 100, "", "E: Essential packages were removed\n");
         essential.packages.insert("sed".into(), "4.9".into());
         let failure = plan(&essential, "package", json!({"name": "sed", "state": "absent"})).unwrap_err();
         assert!(failure.message.contains("Essential packages"));

@@ -46,7 +46,9 @@ impl Perms {
     /// `preserve` where there is no source to take a mode from.
     pub(super) fn refuse_preserve(&self, why: &str) -> Result<(), Failure> {
         match self.mode {
-            Some(Mode::Preserve) => Err(Failure::new(format!("argument 'mode': 'preserve' needs a source file, and {why}"))),
+            Some(Mode::Preserve) => {
+                Err(Failure::new(format!("argument 'mode': 'preserve' needs a source file, and {why}")))
+            }
             _ => Ok(()),
         }
     }
@@ -197,7 +199,8 @@ impl<'a> Planner<'a> {
             && let (Some(bytes), Some(meta)) = (&old, kept)
         {
             let to = backup_name(path, &self.host);
-            let attrs = Attrs { mode: Some(meta.mode), owner: Some(meta.owner.clone()), group: Some(meta.group.clone()) };
+            let attrs =
+                Attrs { mode: Some(meta.mode), owner: Some(meta.owner.clone()), group: Some(meta.group.clone()) };
             self.push(Step::Write { path: to.clone(), content: bytes.clone(), attrs, validate: None })?;
             self.backup = Some(to);
         }
@@ -228,7 +231,10 @@ impl<'a> Planner<'a> {
             None => {}
         }
         if self.meta(path)?.is_some() {
-            return Err(Failure::new(format!("cannot make the folder {}: a link that leads nowhere is there", path.display())));
+            return Err(Failure::new(format!(
+                "cannot make the folder {}: a link that leads nowhere is there",
+                path.display()
+            )));
         }
         if let Some(parent) = path.parent()
             && self.host.meta_follow(parent).map_err(|e| explain("look at", parent, &e))?.is_none()

@@ -66,7 +66,10 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     ];
     let args = hinted(Args::parse(&inv.args), &hints)?;
     check_family(cx)?;
-    if args.name.is_empty() || !args.name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) || args.name.starts_with('.') {
+    if args.name.is_empty()
+        || !args.name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+        || args.name.starts_with('.')
+    {
         return Err(Failure::new(format!("'{}' is no name for a repository", args.name.escape_debug()))
             .hint("letters, digits and _.- (apt ignores files with others)"));
     }
@@ -121,7 +124,10 @@ fn source(args: &Args, key: &Path) -> Result<(String, Option<String>), Failure> 
     let missing = |name: &str| Err(Failure::new(format!("argument '{name}' is missing")));
     let types = if args.types.is_empty() { vec!["deb".to_owned()] } else { args.types.clone() };
     if let Some(other) = types.iter().find(|t| !["deb", "deb-src"].contains(&t.as_str())) {
-        return Err(Failure::new(format!("argument 'types': expected deb or deb-src, found '{}'", other.escape_debug())));
+        return Err(Failure::new(format!(
+            "argument 'types': expected deb or deb-src, found '{}'",
+            other.escape_debug()
+        )));
     }
     if args.uris.is_empty() {
         return missing("uris");
@@ -137,7 +143,10 @@ fn source(args: &Args, key: &Path) -> Result<(String, Option<String>), Failure> 
         return Err(Failure::new("suites that end in / take no components, and stand alone"));
     }
     if let Some(uri) = args.uris.iter().find(|uri| !uri.contains(":/")) {
-        return Err(Failure::new(format!("argument 'uris': expected an address like https://…, found '{}'", uri.escape_debug())));
+        return Err(Failure::new(format!(
+            "argument 'uris': expected an address like https://…, found '{}'",
+            uri.escape_debug()
+        )));
     }
     let (signed_by, key_text) = match args.signed_by.as_deref().map(str::trim) {
         None => (None, None),
@@ -154,7 +163,10 @@ fn source(args: &Args, key: &Path) -> Result<(String, Option<String>), Failure> 
         }
         Some(other) => {
             let shown: String = other.chars().take(40).collect();
-            return Err(Failure::new(format!("argument 'signed_by': expected a path or a key, found '{}'", shown.escape_debug())));
+            return Err(Failure::new(format!(
+                "argument 'signed_by': expected a path or a key, found '{}'",
+                shown.escape_debug()
+            )));
         }
     };
     let yes = |on: bool| if on { "yes" } else { "no" }.to_owned();
@@ -208,7 +220,11 @@ impl Change for Call {
                 }
             }
             failure.changed = false;
-            return Err(if failure.hint.is_some() { failure } else { failure.hint("the files were put back as they were") });
+            return Err(if failure.hint.is_some() {
+                failure
+            } else {
+                failure.hint("the files were put back as they were")
+            });
         }
         Ok(self.steps.outcome)
     }

@@ -50,9 +50,8 @@ pub const DEFINITION: Definition = Definition {
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Suffixes of units.
-const SUFFIXES: &[&str] = &[
-    "service", "socket", "timer", "path", "mount", "automount", "target", "slice", "scope", "swap", "device",
-];
+const SUFFIXES: &[&str] =
+    &["service", "socket", "timer", "path", "mount", "automount", "target", "slice", "scope", "swap", "device"];
 
 /// Where unit files are.
 const FOLDERS: &[&str] = &[
@@ -212,7 +211,14 @@ fn plan_unit(name: &str, unit: &Unit, args: &Args, host: &dyn Read) -> Result<Pl
     if actions.is_empty() {
         return Ok(Plan::Unchanged(outcome));
     }
-    let call = Call { name: name.to_owned(), before: Some(unit.clone()), actions, outcome, settle: args.settle, absent: false };
+    let call = Call {
+        name: name.to_owned(),
+        before: Some(unit.clone()),
+        actions,
+        outcome,
+        settle: args.settle,
+        absent: false,
+    };
     Ok(Plan::Change(Box::new(call)))
 }
 
@@ -365,7 +371,8 @@ struct Shown {
 
 impl Shown {
     fn ask(host: &dyn Read, name: &str) -> Result<Self, Failure> {
-        let command = Command::new(["systemctl", "show", "-p", "Type,ActiveState,SubState,Result,NRestarts", "--", name]);
+        let command =
+            Command::new(["systemctl", "show", "-p", "Type,ActiveState,SubState,Result,NRestarts", "--", name]);
         let mut asked = host.query(&command)?;
         // systemd that is busy, with a reload or with a machine under load, says nothing about the unit: that is not "down".
         for _ in 0..ASKED_AGAIN {
@@ -378,8 +385,11 @@ impl Shown {
         if asked.code != 0 || asked.stdout.is_empty() {
             let why = text(&asked.stderr);
             let why = why.lines().next().unwrap_or("no answer");
-            return Err(Failure { changed: true, ..Failure::new(format!("systemd does not tell how {name} is: {why}")) }
-                .hint("see systemctl status, and run again"));
+            return Err(Failure {
+                changed: true,
+                ..Failure::new(format!("systemd does not tell how {name} is: {why}"))
+            }
+            .hint("see systemctl status, and run again"));
         }
         let output = text(&asked.stdout);
         let get = |key: &str| {
@@ -431,7 +441,8 @@ mod tests {
 
     #[test]
     fn a_service_is_started_and_enabled_once() {
-        let mut fake = Fake::new().unit_is("consul.service", "inactive", "disabled").answers("systemctl show", 0, UP, "");
+        let mut fake =
+            Fake::new().unit_is("consul.service", "inactive", "disabled").answers("systemctl show", 0, UP, "");
         let args = json!({"name": "consul", "state": "started", "enabled": true, "settle": 0});
         let outcome = converges(&mut fake, "service", args);
         assert_eq!(fake.ran, ["systemctl enable -- consul.service", "systemctl start -- consul.service"]);
@@ -523,7 +534,8 @@ mod tests {
 
     #[test]
     fn masked_and_static_units() {
-        let mut fake = Fake::new().unit_is("a.service", "inactive", "masked").unit_is("b.service", "inactive", "static");
+        let mut fake =
+            Fake::new().unit_is("a.service", "inactive", "masked").unit_is("b.service", "inactive", "static");
         let failure = plan(&fake, "service", json!({"name": "a", "state": "started"})).unwrap_err();
         assert_eq!(failure.hint.unwrap(), "give `masked: false`");
         converges(&mut fake, "service", json!({"name": "a", "masked": false, "enabled": true}));

@@ -31,8 +31,10 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, _: &Cx<'_>) -> Result<Plan, Failure> {
     if inv.args.contains_key("cacheable") {
-        return Err(Failure::new("'cacheable' is not supported: facts are gathered anew in each run, nothing is cached")
-            .hint("set the variable in each run, or put it in host_vars"));
+        return Err(Failure::new(
+            "'cacheable' is not supported: facts are gathered anew in each run, nothing is cached",
+        )
+        .hint("set the variable in each run, or put it in host_vars"));
     }
     if inv.args.is_empty() {
         return Err(Failure::new("no variable given").hint("write `set_fact: {name: value}`"));
@@ -53,7 +55,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::modules::{args::check_names, fake::{Fake, go}};
+    use crate::modules::{
+        args::check_names,
+        fake::{Fake, go},
+    };
 
     #[test]
     fn any_name_is_taken_and_handed_on() {

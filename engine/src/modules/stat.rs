@@ -57,7 +57,8 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&call.args)?;
     planned(cx, || {
         let look = |e| explain("look at", &args.path, &e);
-        let meta = if args.follow { cx.host.meta_follow(&args.path) } else { cx.host.meta(&args.path) }.map_err(look)?;
+        let meta =
+            if args.follow { cx.host.meta_follow(&args.path) } else { cx.host.meta(&args.path) }.map_err(look)?;
         let Some(meta) = meta else {
             if cx.host.is_uncertain() {
                 return Ok(unforeseen(format!("{} may be made by an earlier task", args.path.display())));
@@ -73,7 +74,10 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             match cx.host.read(&args.path) {
                 Ok(bytes) => drop(stat.insert("checksum".into(), checksum(args.checksum_algorithm, &bytes).into())),
                 Err(_) if cx.host.is_overlay() => {
-                    return Ok(unforeseen(format!("the content of {} is known only after the run", args.path.display())));
+                    return Ok(unforeseen(format!(
+                        "the content of {} is known only after the run",
+                        args.path.display()
+                    )));
                 }
                 Err(e) => return Err(explain("read", &args.path, &e)),
             }
@@ -167,17 +171,29 @@ mod tests {
         let file = stat(json!({"path": path}));
         assert_eq!((&file["isreg"], &file["size"], &file["isdir"]), (&json!(true), &json!(3), &json!(false)));
         assert_eq!(file["checksum"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert_eq!(stat(json!({"path": path, "checksum_algorithm": "md5"}))["checksum"], "900150983cd24fb0d6963f7d28e17f72");
-        assert_eq!(stat(json!({"path": path, "checksum_algorithm": "sha1"}))["checksum"], "a9993e364706816aba3e25717850c26c9cd0d89d");
+        assert_eq!(
+            stat(json!({"path": path, "checksum_algorithm": "md5"}))["checksum"],
+            "900150983cd24fb0d6963f7d28e17f72"
+        );
+        assert_eq!(
+            stat(json!({"path": path, "checksum_algorithm": "sha1"}))["checksum"],
+            "a9993e364706816aba3e25717850c26c9cd0d89d"
+        );
         assert!(stat(json!({"path": path, "get_checksum": false})).get("checksum").is_none());
         let link = folder.path().join("l");
         std::os::unix::fs::symlink("f", &link).unwrap();
         let seen = stat(json!({"path": link}));
-        assert_eq!((&seen["islnk"], &seen["lnk_target"], &seen["lnk_source"]), (&json!(true), &json!("f"), &json!(path)));
+        assert_eq!(
+            (&seen["islnk"], &seen["lnk_target"], &seen["lnk_source"]),
+            (&json!(true), &json!("f"), &json!(path))
+        );
         assert_eq!(stat(json!({"path": link, "follow": true}))["checksum"], file["checksum"]);
         assert_eq!(stat(json!({"path": folder.path()}))["isdir"], true);
         assert_eq!(file["nlink"], 1);
         let device = stat(json!({"path": "/dev/null"}));
-        assert_eq!((&device["ischr"], &device["isblk"], &device["isreg"]), (&json!(true), &json!(false), &json!(false)));
+        assert_eq!(
+            (&device["ischr"], &device["isblk"], &device["isreg"]),
+            (&json!(true), &json!(false), &json!(false))
+        );
     }
 }

@@ -89,7 +89,9 @@ fn present(
     let content = match (&args.content, &args.sections) {
         (Some(content), None) => from_text(content)?,
         (None, Some(sections)) => from_sections(sections)?,
-        (Some(_), Some(_)) => return Err(Failure::new("'content' and 'sections' exclude each other").hint("give one of them")),
+        (Some(_), Some(_)) => {
+            return Err(Failure::new("'content' and 'sections' exclude each other").hint("give one of them"));
+        }
         (None, None) => return Err(Failure::new("argument 'content' or 'sections' is missing")),
     };
     let mode = host.meta(&path).map_err(|e| Failure::io("look at", &path, &e))?.map(|meta| meta.mode);
@@ -135,7 +137,10 @@ fn is_running(unit: &Unit) -> bool {
 /// Enables, disables, stops; `unit` is what it is then.
 fn switch(mut steps: Steps, args: &Args, name: &str, unit: &mut Unit) -> Steps {
     let act = |steps: Steps, verb: &str, after: &Unit| {
-        steps.step(Step::Run(Command::new(["systemctl", verb, "--", name]), vec![Effect::Unit(name.to_owned(), after.clone())]))
+        steps.step(Step::Run(
+            Command::new(["systemctl", verb, "--", name]),
+            vec![Effect::Unit(name.to_owned(), after.clone())],
+        ))
     };
     let switchable = !["static", "indirect", "generated", "transient", "alias"].contains(&unit.enabled.as_str());
     let enabled = unit.enabled == "enabled";
@@ -267,7 +272,8 @@ fn from_sections(sections: &Map<String, Value>) -> Result<String, Failure> {
                     _ => return Err(bad(&place, "expected text, a number, a boolean or a list of these")),
                 };
                 if text.contains(['\n', '\0']) {
-                    return Err(bad(&place, "holds a line break or NUL byte").hint("give a list for a setting that stands several times"));
+                    return Err(bad(&place, "holds a line break or NUL byte")
+                        .hint("give a list for a setting that stands several times"));
                 }
                 out.push_str(&format!("{name}={text}\n"));
             }
@@ -322,7 +328,11 @@ fn opinion(host: &dyn Read, path: &Path) -> Result<Vec<String>, Failure> {
     // Only an opinion: that it cannot be had is none.
     let Ok(output) = host.query(&command) else { return Ok(Vec::new()) };
     // It also speaks of units that this one pulls in.
-    Ok(text(&output.stderr).lines().filter(|line| line.contains(&name)).map(|line| format!("systemd: {line}")).collect())
+    Ok(text(&output.stderr)
+        .lines()
+        .filter(|line| line.contains(&name))
+        .map(|line| format!("systemd: {line}"))
+        .collect())
 }
 
 #[cfg(test)]
@@ -360,7 +370,10 @@ mod tests {
             ["systemctl daemon-reload", "systemctl enable -- consul.service", "systemctl start -- consul.service"]
         );
         converges(&mut fake, "systemd_unit", json!({"name": "consul", "state": "absent"}));
-        assert_eq!(fake.ran[3..], ["systemctl stop -- consul.service", "systemctl disable -- consul.service", "systemctl daemon-reload"]);
+        assert_eq!(
+            fake.ran[3..],
+            ["systemctl stop -- consul.service", "systemctl disable -- consul.service", "systemctl daemon-reload"]
+        );
     }
 
     #[test]
@@ -394,9 +407,12 @@ mod tests {
 
     #[test]
     fn systemds_opinion_is_a_warning() {
-        let mut fake = Fake::new()
-            .file("/usr/bin/systemd-analyze", "")
-            .answers("systemd-analyze verify", 1, "", "/etc/systemd/system/a.service:2: Unknown key name 'Exec'\nother\n");
+        let mut fake = Fake::new().file("/usr/bin/systemd-analyze", "").answers(
+            "systemd-analyze verify",
+            1,
+            "",
+            "/etc/systemd/system/a.service:2: Unknown key name 'Exec'\nother\n",
+        );
         let outcome = go(&mut fake, "systemd_unit", json!({"name": "a", "content": "[Service]\nExec=x"})).unwrap();
         assert_eq!(outcome.warnings, ["systemd: /etc/systemd/system/a.service:2: Unknown key name 'Exec'"]);
     }
@@ -407,11 +423,15 @@ mod tests {
         let error = |args| plan(&fake, "systemd_unit", args).unwrap_err().message;
         assert!(error(json!({"name": "a"})).contains("missing"));
         assert!(error(json!({"name": "a", "content": "x=1"})).contains("line 1: expected a section"));
-        assert!(error(json!({"name": "a", "content": "[Service]\nExecStart\n"})).contains("line 2: expected NAME=VALUE"));
+        assert!(
+            error(json!({"name": "a", "content": "[Service]\nExecStart\n"})).contains("line 2: expected NAME=VALUE")
+        );
         assert!(error(json!({"name": "a", "content": "[Service\n"})).contains("line 1"));
         assert!(error(json!({"name": "a", "content": ""})).contains("found none"));
         assert!(error(json!({"name": "a", "sections": {"Service": 1}})).contains("Service: expected a mapping"));
-        assert!(error(json!({"name": "a", "sections": {"Service": {"ExecStart": "a\nUser=root"}}})).contains("line break"));
+        assert!(
+            error(json!({"name": "a", "sections": {"Service": {"ExecStart": "a\nUser=root"}}})).contains("line break")
+        );
         assert!(error(json!({"name": "a", "sections": {"Service": {"a b": "c"}}})).contains("is no name"));
         assert!(error(json!({"name": "../a", "content": "[Service]\n"})).contains("is no name for a unit"));
         assert!(error(json!({"name": "a", "dropin": "../x", "content": "[Service]\n"})).contains("is no file name"));

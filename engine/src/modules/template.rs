@@ -74,13 +74,26 @@ mod tests {
         let content = |text: &str| Some(Content::File { bytes: text.into(), mode: 0o644, secret: false });
         let call = |args: Value, text: &str| testing::call(&DEFINITION, args, content(text));
         let dest = folder.path().join("a.json");
-        let (outcome, diffs) = testing::run_twice(&DEFINITION, &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "ok\n"));
+        let (outcome, diffs) = testing::run_twice(
+            &DEFINITION,
+            &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "ok\n"),
+        );
         assert!(outcome.changed && diffs[0].after == "ok\n");
-        let failure = testing::run(&DEFINITION, &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "bad\n")).unwrap_err();
+        let failure = testing::run(
+            &DEFINITION,
+            &call(json!({"src": "a.json.tera", "dest": dest, "validate": "grep -q ok %s"}), "bad\n"),
+        )
+        .unwrap_err();
         assert!(failure.message.contains("validation of the new"), "{failure}");
         assert_eq!(std::fs::read_to_string(&dest).unwrap(), "ok\n");
         testing::run_twice(&DEFINITION, &call(json!({"src": "b.conf.j2", "dest": folder.path()}), "x"));
         assert_eq!(std::fs::read_to_string(folder.path().join("b.conf")).unwrap(), "x");
-        assert!(plan(&testing::call(&DEFINITION, json!({"src": "a", "dest": "/x"}), None), &Cx { host: &crate::host::real::Real::new(), facts: &json!({}) }).is_err());
+        assert!(
+            plan(
+                &testing::call(&DEFINITION, json!({"src": "a", "dest": "/x"}), None),
+                &Cx { host: &crate::host::real::Real::new(), facts: &json!({}) }
+            )
+            .is_err()
+        );
     }
 }

@@ -70,7 +70,8 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let perms = Perms { mode: args.mode.clone(), owner: args.owner.clone(), group: args.group.clone() };
     perms.refuse_preserve("the archive's modes are kept anyway")?;
     if args.src.contains("://") {
-        return Err(Failure::new(format!("cannot unpack {}: it is a URL", args.src)).hint("fetch it by an earlier task with download"));
+        return Err(Failure::new(format!("cannot unpack {}: it is a URL", args.src))
+            .hint("fetch it by an earlier task with download"));
     }
     let filter = Filter::new(&args)?;
     planned(cx, || {
@@ -107,7 +108,10 @@ fn bytes(args: &Args, call: &Invocation, cx: &Cx<'_>) -> Result<Result<Vec<u8>, 
     }
     let path = Path::new(&args.src);
     if !path.is_absolute() {
-        return Err(Failure::new(format!("argument 'src': with remote_src expected an absolute path, found '{}'", args.src)));
+        return Err(Failure::new(format!(
+            "argument 'src': with remote_src expected an absolute path, found '{}'",
+            args.src
+        )));
     }
     match cx.host.meta_follow(path).map_err(|e| explain("look at", path, &e))?.map(|m| m.kind) {
         None => Err(Failure::new(format!("cannot unpack {}: it does not exist on the host", args.src))),
@@ -133,7 +137,8 @@ impl Filter {
     fn new(args: &Args) -> Result<Self, Failure> {
         let one = |name: &str, pattern: &str| {
             let pattern = pattern.trim_end_matches('/');
-            Glob::new(pattern).map_err(|e| Failure::new(format!("argument '{name}': '{pattern}' is no pattern: {}", e.kind())))
+            Glob::new(pattern)
+                .map_err(|e| Failure::new(format!("argument '{name}': '{pattern}' is no pattern: {}", e.kind())))
         };
         let build = |globs: Vec<Glob>| {
             let mut set = GlobSetBuilder::new();
@@ -197,20 +202,33 @@ fn manifest(bytes: &[u8], name: &str, filter: &Filter) -> Result<IndexMap<PathBu
         Ok(())
     })?;
     if let Some(i) = hit.iter().position(|h| !h) {
-        return Err(Failure::new(format!("the pattern '{}' of 'include' matches nothing in {name}", filter.include[i].0)));
+        return Err(Failure::new(format!(
+            "the pattern '{}' of 'include' matches nothing in {name}",
+            filter.include[i].0
+        )));
     }
     if items.is_empty() {
         return Err(Failure::new(format!("there is nothing to unpack in {name}")));
     }
     for (path, item) in &items {
-        if let Some(link) = path.ancestors().skip(1).find(|a| items.get(*a).is_some_and(|i| i.entry.kind != Kind::Folder)) {
-            let message = format!("refused to unpack {name}: the entry '{}' is unsafe: {} is no folder in it", path.display(), link.display());
+        if let Some(link) =
+            path.ancestors().skip(1).find(|a| items.get(*a).is_some_and(|i| i.entry.kind != Kind::Folder))
+        {
+            let message = format!(
+                "refused to unpack {name}: the entry '{}' is unsafe: {} is no folder in it",
+                path.display(),
+                link.display()
+            );
             return Err(Failure::new(message).hint("nothing was written"));
         }
         if let Kind::HardLink(to) = &item.entry.kind
             && !items.get(to).is_some_and(|i| i.entry.kind == Kind::File)
         {
-            return Err(Failure::new(format!("cannot unpack {name}: {} is a hard link to {}, which is not unpacked", path.display(), to.display())));
+            return Err(Failure::new(format!(
+                "cannot unpack {name}: {} is a hard link to {}, which is not unpacked",
+                path.display(),
+                to.display()
+            )));
         }
     }
     Ok(items)
@@ -258,8 +276,12 @@ fn steps(
             planner.folder(parent, &Perms { mode: None, ..perms.clone() }, 0o755)?;
         }
         let current = planner.meta(&at)?.filter(|m| m.kind == FileKind::File);
-        let start = crate::host::Meta { mode: item.entry.mode, ..current.clone().unwrap_or_else(|| blank(item.entry.mode)) };
-        let attrs = Attrs { mode: Some(perms.attrs(Some(&start), 0, false).mode.unwrap_or(item.entry.mode)), ..perms.attrs(None, 0, false) };
+        let start =
+            crate::host::Meta { mode: item.entry.mode, ..current.clone().unwrap_or_else(|| blank(item.entry.mode)) };
+        let attrs = Attrs {
+            mode: Some(perms.attrs(Some(&start), 0, false).mode.unwrap_or(item.entry.mode)),
+            ..perms.attrs(None, 0, false)
+        };
         let same = match current {
             Some(meta) if meta.size == item.entry.size => {
                 planner.host.read(&at).map(|b| sha256(&b) == item.sum).map_err(|e| explain("read", &at, &e))?
@@ -277,7 +299,8 @@ fn steps(
         planner.stream(Box::new(Files { archive: Arc::clone(bytes), name: args.src.clone(), wanted }));
     }
     links(&dest, perms, items, &mut planner)?;
-    let mut outcome = Outcome::unchanged().with("src", args.src.clone()).with("handler", archive::format(bytes, &args.src)?);
+    let mut outcome =
+        Outcome::unchanged().with("src", args.src.clone()).with("handler", archive::format(bytes, &args.src)?);
     if args.list_files {
         outcome = outcome.with("files", items.keys().map(|p| p.display().to_string()).collect::<Vec<_>>());
     }
@@ -298,7 +321,12 @@ fn blank(mode: u32) -> crate::host::Meta {
     }
 }
 
-fn links(dest: &Path, perms: &Perms, items: &IndexMap<PathBuf, Item>, planner: &mut Planner<'_>) -> Result<(), Failure> {
+fn links(
+    dest: &Path,
+    perms: &Perms,
+    items: &IndexMap<PathBuf, Item>,
+    planner: &mut Planner<'_>,
+) -> Result<(), Failure> {
     for (path, item) in items {
         let at = dest.join(path);
         let current = planner.meta(&at)?;
@@ -327,7 +355,9 @@ fn links(dest: &Path, perms: &Perms, items: &IndexMap<PathBuf, Item>, planner: &
 
 fn parents(at: &Path, perms: &Perms, planner: &mut Planner<'_>) -> Result<(), Failure> {
     match at.parent() {
-        Some(parent) if planner.meta(parent)?.is_none() => planner.folder(parent, &Perms { mode: None, ..perms.clone() }, 0o755),
+        Some(parent) if planner.meta(parent)?.is_none() => {
+            planner.folder(parent, &Perms { mode: None, ..perms.clone() }, 0o755)
+        }
         _ => Ok(()),
     }
 }
@@ -342,7 +372,9 @@ fn refuse_links(dest: &Path, path: &Path, planner: &Planner<'_>) -> Result<(), F
                     .hint("nothing was written; remove the link, or unpack where it leads"));
             }
             Some(FileKind::Directory) | None => {}
-            Some(_) => return Err(Failure::new(format!("cannot unpack {}: {} is not a folder", path.display(), at.display()))),
+            Some(_) => {
+                return Err(Failure::new(format!("cannot unpack {}: {} is not a folder", path.display(), at.display())));
+            }
         }
     }
     Ok(())
@@ -453,9 +485,17 @@ mod tests {
         let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 1);
         xz.write_all(&plain).unwrap();
         let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
-        for (kind, bytes) in [("tar", plain.clone()), ("tar.gz", gz.finish().unwrap()), ("tar.xz", xz.finish().unwrap()), ("tar.zst", zstd)] {
+        for (kind, bytes) in [
+            ("tar", plain.clone()),
+            ("tar.gz", gz.finish().unwrap()),
+            ("tar.xz", xz.finish().unwrap()),
+            ("tar.zst", zstd),
+        ] {
             let folder = tempfile::tempdir().unwrap();
-            let (outcome, diffs) = testing::run_twice(&DEFINITION, &call(bytes, json!({"src": "a", "dest": folder.path(), "list_files": true})));
+            let (outcome, diffs) = testing::run_twice(
+                &DEFINITION,
+                &call(bytes, json!({"src": "a", "dest": folder.path(), "list_files": true})),
+            );
             assert!(outcome.changed && diffs.iter().any(|d| d.what.ends_with("app/run")));
             assert_eq!(outcome.data["handler"], kind);
             assert_eq!(outcome.data["files"], json!(["app", "app/run", "app/doc/readme", "app/same", "current"]));
@@ -463,7 +503,8 @@ mod tests {
             let mode = fs::metadata(folder.path().join("app/run")).unwrap().permissions().mode() & 0o7777;
             assert_eq!(mode, 0o750, "the archive's mode without set-id bits");
             fs::write(folder.path().join("app/run"), "#!/bin/SH\n").unwrap();
-            let (again, diffs) = testing::run(&DEFINITION, &call(plain.clone(), json!({"src": "a", "dest": folder.path()}))).unwrap();
+            let (again, diffs) =
+                testing::run(&DEFINITION, &call(plain.clone(), json!({"src": "a", "dest": folder.path()}))).unwrap();
             assert!(again.changed && diffs.len() == 2, "the file, and the hard link to it: {diffs:?}");
         }
     }
@@ -485,7 +526,11 @@ mod tests {
         let none = json!({"src": "c.zip", "dest": folder.path(), "include": ["nomad"]});
         assert!(fails(bytes.clone(), none).message.contains("'nomad' of 'include' matches nothing"));
         let dest = tempfile::tempdir().unwrap();
-        assert!(fails(bytes[..bytes.len() / 2].to_vec(), json!({"src": "c.zip", "dest": dest.path()})).message.contains("cannot unpack c.zip"));
+        assert!(
+            fails(bytes[..bytes.len() / 2].to_vec(), json!({"src": "c.zip", "dest": dest.path()}))
+                .message
+                .contains("cannot unpack c.zip")
+        );
         let mut flipped = bytes.clone();
         flipped[120] ^= 1;
         assert!(fails(flipped, json!({"src": "c.zip", "dest": dest.path()})).message.contains("cannot unpack"));
@@ -548,8 +593,16 @@ mod tests {
         assert!(fails(b"hello".to_vec(), dest.clone()).message.contains("no archive"));
         assert!(fails(Vec::new(), dest).message.contains("it is empty"));
         assert!(empty(folder.path()));
-        assert!(fails(sample(), json!({"src": "a", "dest": folder.path().join("no")})).message.contains("does not exist"));
-        assert!(fails(sample(), json!({"src": "http://x/a", "dest": folder.path()})).hint.unwrap().contains("download"));
-        assert!(fails(sample(), json!({"src": "/no/such", "remote_src": true, "dest": folder.path()})).message.contains("on the host"));
+        assert!(
+            fails(sample(), json!({"src": "a", "dest": folder.path().join("no")})).message.contains("does not exist")
+        );
+        assert!(
+            fails(sample(), json!({"src": "http://x/a", "dest": folder.path()})).hint.unwrap().contains("download")
+        );
+        assert!(
+            fails(sample(), json!({"src": "/no/such", "remote_src": true, "dest": folder.path()}))
+                .message
+                .contains("on the host")
+        );
     }
 }

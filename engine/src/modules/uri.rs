@@ -10,7 +10,8 @@ use reqwest::{
 use serde_json::{Map, Value};
 
 use super::{
-    Change, Cx, Definition, Diff, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan, args::Mode,
+    Change, Cx, Definition, Diff, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan,
+    args::Mode,
     steps::{exists, file_diff, hinted, text},
 };
 use crate::{
@@ -82,7 +83,11 @@ impl FromArg for Status {
         "an HTTP status like 200".into()
     }
     fn from_arg(value: &Value) -> Result<Self, String> {
-        u16::from_arg(value).ok().filter(|code| (100..600).contains(code)).map(Self).ok_or_else(|| super::args::expected::<Self>(value))
+        u16::from_arg(value)
+            .ok()
+            .filter(|code| (100..600).contains(code))
+            .map(Self)
+            .ok_or_else(|| super::args::expected::<Self>(value))
     }
 }
 
@@ -192,8 +197,9 @@ impl Request {
             let header = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| bad("headers", format!("'{}' is no name for a header", name.escape_debug())))?;
             let value = String::from_arg(value).map_err(|e| bad("headers", format!("{name}: {e}")))?;
-            let mut value = HeaderValue::from_str(&value)
-                .map_err(|_| bad("headers", format!("the value of {name} holds characters that a header cannot have")))?;
+            let mut value = HeaderValue::from_str(&value).map_err(|_| {
+                bad("headers", format!("the value of {name} holds characters that a header cannot have"))
+            })?;
             value.set_sensitive(true);
             headers.push((header, value));
         }
@@ -202,7 +208,9 @@ impl Request {
         {
             headers.push((HeaderName::from_static("content-type"), HeaderValue::from_static(kind)));
         }
-        let read = |name: &str, path: &PathBuf| host.read(path).map_err(|e| bad(name, format!("cannot read {}: {e}", path.display())));
+        let read = |name: &str, path: &PathBuf| {
+            host.read(path).map_err(|e| bad(name, format!("cannot read {}: {e}", path.display())))
+        };
         let authorities = args
             .ca_path
             .as_ref()
@@ -228,7 +236,8 @@ impl Request {
                 Some(identity.map_err(|_| bad("client_cert", "expected a certificate and its key (PEM)".into()))?)
             }
         };
-        let accepted = if args.status_code.is_empty() { vec![200] } else { args.status_code.iter().map(|s| s.0).collect() };
+        let accepted =
+            if args.status_code.is_empty() { vec![200] } else { args.status_code.iter().map(|s| s.0).collect() };
         Ok(Self {
             url,
             method,
@@ -251,13 +260,16 @@ fn body(args: &Args) -> Result<(Option<&'static str>, Option<Vec<u8>>), Failure>
         // A string is JSON already: that is how Ansible's users write it.
         (BodyFormat::Json, Value::String(text)) => (Some("application/json"), Some(text.clone().into_bytes())),
         (BodyFormat::Json, value) => (Some("application/json"), Some(value.to_string().into_bytes())),
-        (BodyFormat::Form, Value::String(text)) => (Some("application/x-www-form-urlencoded"), Some(text.clone().into_bytes())),
+        (BodyFormat::Form, Value::String(text)) => {
+            (Some("application/x-www-form-urlencoded"), Some(text.clone().into_bytes()))
+        }
         (BodyFormat::Form, Value::Object(fields)) => {
             let mut url = Url::parse("http://form/").map_err(|e| Failure::new(e.to_string()))?;
             for (name, value) in fields {
                 let values = value.as_array().map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
                 for value in values {
-                    let text = String::from_arg(value).map_err(|e| Failure::new(format!("argument 'body': {name}: {e}")))?;
+                    let text =
+                        String::from_arg(value).map_err(|e| Failure::new(format!("argument 'body': {name}: {e}")))?;
                     url.query_pairs_mut().append_pair(name, &text);
                 }
             }
@@ -266,7 +278,9 @@ fn body(args: &Args) -> Result<(Option<&'static str>, Option<Vec<u8>>), Failure>
         (BodyFormat::Form, _) => return Err(Failure::new("argument 'body': expected a mapping for a form")),
         (BodyFormat::Raw, Value::String(text)) => (None, Some(text.clone().into_bytes())),
         (BodyFormat::Raw, Value::Object(_) | Value::Array(_)) => {
-            return Err(Failure::new("argument 'body': a mapping or list needs 'body_format'").hint("give `body_format: json`"));
+            return Err(
+                Failure::new("argument 'body': a mapping or list needs 'body_format'").hint("give `body_format: json`")
+            );
         }
         (BodyFormat::Raw, value) => (None, Some(value.to_string().into_bytes())),
     })
@@ -454,7 +468,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::modules::{fake::{Fake, go, plan}, http::tests::Server};
+    use crate::modules::{
+        fake::{Fake, go, plan},
+        http::tests::Server,
+    };
 
     const JSON: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Index: 7\r\nContent-Length: 9\r\nConnection: close\r\n\r\n{\"a\": 1}\n";
 

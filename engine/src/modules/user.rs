@@ -91,10 +91,13 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
 
 fn check_fields(args: &Args) -> Result<(), Failure> {
     let paths = [("home", &args.home), ("shell", &args.shell)];
-    let texts = paths.iter().filter_map(|(name, path)| path.as_ref().map(|p| (*name, p.to_string_lossy().into_owned())));
+    let texts =
+        paths.iter().filter_map(|(name, path)| path.as_ref().map(|p| (*name, p.to_string_lossy().into_owned())));
     for (name, text) in texts.chain(args.comment.iter().map(|text| ("comment", text.clone()))) {
         if text.contains([':', '\n', '\0']) {
-            return Err(Failure::new(format!("argument '{name}' holds a colon, line break or NUL: /etc/passwd cannot hold it")));
+            return Err(Failure::new(format!(
+                "argument '{name}' holds a colon, line break or NUL: /etc/passwd cannot hold it"
+            )));
         }
     }
     if let Some(password) = &args.password {
@@ -304,7 +307,8 @@ fn assemble(
         if args.create_home == Some(true) && home.is_none() {
             let what = user.home.display().to_string();
             let group = user.gid.map(|gid| gid.to_string());
-            steps = steps.diff(what, "", "a folder\n").step(Step::Mkdir(user.home.clone(), Attrs { group, ..home_attrs }));
+            steps =
+                steps.diff(what, "", "a folder\n").step(Step::Mkdir(user.home.clone(), Attrs { group, ..home_attrs }));
         }
     }
     if let Some(step) = password(args, current.is_some(), host)? {

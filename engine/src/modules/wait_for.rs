@@ -10,10 +10,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    steps::{text},
-};
+use super::{Change, Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan, steps::text};
 use crate::{
     args, choice,
     host::{Read, Write},
@@ -87,7 +84,9 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             return Err(Failure::new("'search_regex' needs a 'port' or a 'path'"));
         }
         (None, None) if args.delay.is_zero() && !inv.args.contains_key("timeout") => {
-            return Err(Failure::new("nothing to wait for").hint("give a `port`, a `path`, or only a `timeout` to pause"));
+            return Err(
+                Failure::new("nothing to wait for").hint("give a `port`, a `path`, or only a `timeout` to pause")
+            );
         }
         (Some(0), _) => return Err(Failure::new("argument 'port': expected 1 to 65535, found 0")),
         _ => {}
@@ -105,12 +104,15 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
 fn outcome(args: &Args, groups: Vec<Option<String>>, elapsed: Duration) -> Outcome {
     let outcome = Outcome::unchanged()
         .with("elapsed", elapsed.as_secs())
-        .with("state", match args.state {
-            State::Started => "started",
-            State::Present => "present",
-            State::Stopped => "stopped",
-            State::Absent => "absent",
-        })
+        .with(
+            "state",
+            match args.state {
+                State::Started => "started",
+                State::Present => "present",
+                State::Stopped => "stopped",
+                State::Absent => "absent",
+            },
+        )
         .with("match_groups", json!(groups));
     match (args.port, &args.path) {
         (Some(port), _) => outcome.with("port", port),
@@ -150,7 +152,8 @@ impl Change for Wait {
         }
         let last = if last.is_empty() { String::new() } else { format!(" (last: {last})") };
         let seconds = args.timeout.as_secs_f64();
-        let message = args.msg.clone().unwrap_or_else(|| format!("{} was waited for {seconds} s in vain{last}", goal(&args)));
+        let message =
+            args.msg.clone().unwrap_or_else(|| format!("{} was waited for {seconds} s in vain{last}", goal(&args)));
         Err(Failure::new(message).with("elapsed", start.elapsed().as_secs()))
     }
 }
@@ -275,7 +278,9 @@ mod tests {
         drop(listener);
         assert!(go(&mut fake, "wait_for", args).is_ok());
         let failure = go(&mut fake, "wait_for", json!({"port": port, "timeout": 0.05, "sleep": 0.01})).unwrap_err();
-        assert!(failure.message.starts_with(&format!("port {port} of 127.0.0.1 was waited for 0.05 s in vain (last: ")));
+        assert!(
+            failure.message.starts_with(&format!("port {port} of 127.0.0.1 was waited for 0.05 s in vain (last: "))
+        );
         let args = json!({"port": port, "timeout": 0.01, "msg": "no consul"});
         assert_eq!(go(&mut fake, "wait_for", args).unwrap_err().message, "no consul");
     }

@@ -90,12 +90,19 @@ impl State<'_> {
 
     /// Reads what the task does, and appends the task or what it imports.
     pub(super) fn action(
-        &mut self, node: &Node, (name, key, value): (ActionName, Key, Node), local: bool, cx: &Cx, out: &mut Vec<Item>,
+        &mut self,
+        node: &Node,
+        (name, key, value): (ActionName, Key, Node),
+        local: bool,
+        cx: &Cx,
+        out: &mut Vec<Item>,
     ) {
         if let (ActionName::ImportTasks | ActionName::ImportRole, Some((bad, _))) = (name, loops_and_results(node)) {
             self.out.push(
-                Diagnostic::error(bad.span, format!("'{}' cannot stand on '{}'", bad.name, key.name))
-                    .hint(format!("an import is unfolded before the run; use {}", key.name.replace("import", "include"))),
+                Diagnostic::error(bad.span, format!("'{}' cannot stand on '{}'", bad.name, key.name)).hint(format!(
+                    "an import is unfolded before the run; use {}",
+                    key.name.replace("import", "include")
+                )),
             );
             return;
         }
@@ -108,7 +115,8 @@ impl State<'_> {
                 let mut task = self.build(node, action, Layer::Task);
                 if local {
                     if let Some(other) = &task.delegate_to {
-                        self.out.push(Diagnostic::error(other.span, "'local_action' and 'delegate_to' exclude each other"));
+                        self.out
+                            .push(Diagnostic::error(other.span, "'local_action' and 'delegate_to' exclude each other"));
                     }
                     task.delegate_to = Some(Node { span: key.span, kind: Kind::Str("localhost".into()) });
                 }
@@ -136,7 +144,8 @@ impl State<'_> {
             "end_host" => Some(Action::EndHost),
             "end_play" => Some(Action::EndPlay),
             "noop" => Some(Action::Noop),
-            "clear_facts" | "clear_host_errors" | "refresh_inventory" | "reset_connection" | "end_batch" | "end_role" => {
+            "clear_facts" | "clear_host_errors" | "refresh_inventory" | "reset_connection" | "end_batch"
+            | "end_role" => {
                 let hint = match text {
                     "clear_facts" => "facts are gathered anew in each run",
                     "clear_host_errors" => "use rescue",
@@ -157,7 +166,14 @@ impl State<'_> {
     }
 
     /// The arguments as one mapping: from the module's key and from `args`, checked.
-    fn module_args(&mut self, definition: &'static Definition, key: &Key, value: &Node, node: &Node, cx: &Cx) -> Option<Node> {
+    fn module_args(
+        &mut self,
+        definition: &'static Definition,
+        key: &Key,
+        value: &Node,
+        node: &Node,
+        cx: &Cx,
+    ) -> Option<Node> {
         let mut entries: Vec<(Key, Node)> = match &value.kind {
             Kind::Map(entries) => entries.clone(),
             Kind::Null => Vec::new(),
@@ -199,9 +215,8 @@ impl State<'_> {
 
     /// A string after the module's name.
     fn free_form(&mut self, definition: &Definition, key: &Key, text: &str, span: Span) -> Option<Vec<(Key, Node)>> {
-        let entry = |name: &str, value: String| {
-            (Key { name: name.to_owned(), span }, Node { span, kind: Kind::Str(value) })
-        };
+        let entry =
+            |name: &str, value: String| (Key { name: name.to_owned(), span }, Node { span, kind: Kind::Str(value) });
         let words = match words::split(text) {
             Ok(words) => words,
             Err(why) => {
@@ -234,7 +249,12 @@ impl State<'_> {
                 }
                 Some((name, value)) => entries.push(entry(name, words::unquote(value))),
                 None => {
-                    let example = definition.args.iter().find(|a| a.required).or(definition.args.first()).map_or("name", |a| a.name);
+                    let example = definition
+                        .args
+                        .iter()
+                        .find(|a| a.required)
+                        .or(definition.args.first())
+                        .map_or("name", |a| a.name);
                     self.out.push(
                         Diagnostic::error(span, format!("expected the arguments of '{}', found '{word}'", key.name))
                             .hint(format!("write a mapping, or {example}=…")),
@@ -247,7 +267,13 @@ impl State<'_> {
     }
 
     /// Unknown and missing names, values that cannot be right. Without `cx` nothing can be missing.
-    pub(super) fn check_arguments(&mut self, definition: &Definition, entries: &[(Key, Node)], span: Span, cx: Option<&Cx>) {
+    pub(super) fn check_arguments(
+        &mut self,
+        definition: &Definition,
+        entries: &[(Key, Node)],
+        span: Span,
+        cx: Option<&Cx>,
+    ) {
         let module = definition.name;
         if definition.args.iter().any(|a| a.name == "*") {
             self.free_names(module, entries, span);
@@ -259,7 +285,8 @@ impl State<'_> {
             let arg = definition.args.iter().find(|a| a.name == key.name || a.aliases.contains(&key.name.as_str()));
             let Some(arg) = arg else {
                 meant.extend(crate::diag::nearest(&key.name, definition.args.iter().map(|a| a.name)));
-                let unknown = Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name));
+                let unknown =
+                    Diagnostic::error(key.span, format!("unknown argument '{}' of module '{module}'", key.name));
                 self.out.push(match modules::args::equivalent(&key.name) {
                     Some(hint) => unknown.hint(hint),
                     None => unknown.nearest(&key.name, definition.args.iter().map(|a| a.name)),
@@ -282,22 +309,32 @@ impl State<'_> {
             }
             self.check_text(value);
             if !syntax::has_expression(value)
-                && let Err(why) = (arg.check)(&value.to_value()) {
-                    self.out.push(Diagnostic::error(value.span, format!("argument '{}' of module '{module}': {why}", key.name)));
-                }
+                && let Err(why) = (arg.check)(&value.to_value())
+            {
+                self.out.push(Diagnostic::error(
+                    value.span,
+                    format!("argument '{}' of module '{module}': {why}", key.name),
+                ));
+            }
         }
         let Some(cx) = cx else { return };
         let defaulted = |name: &str| {
             cx.defaulted.iter().any(|(m, names)| {
-                m == module && names.iter().any(|n| n == name || definition.args.iter().any(|a| a.name == name && a.aliases.contains(&n.as_str())))
+                m == module
+                    && names.iter().any(|n| {
+                        n == name || definition.args.iter().any(|a| a.name == name && a.aliases.contains(&n.as_str()))
+                    })
             })
         };
         for arg in definition.args.iter().filter(|a| a.required) {
             let misspelt = meant.contains(&arg.name);
             if !given.iter().any(|(name, _)| *name == arg.name) && !defaulted(arg.name) && !misspelt {
                 self.out.push(
-                    Diagnostic::error(span, format!("module '{module}' needs argument '{}'", arg.name))
-                        .hint(format!("{}: {}", arg.name, (arg.kind)())),
+                    Diagnostic::error(span, format!("module '{module}' needs argument '{}'", arg.name)).hint(format!(
+                        "{}: {}",
+                        arg.name,
+                        (arg.kind)()
+                    )),
                 );
             }
         }
@@ -306,7 +343,10 @@ impl State<'_> {
     /// `set_fact`: each argument is a variable.
     fn free_names(&mut self, module: &str, entries: &[(Key, Node)], span: Span) {
         if entries.is_empty() {
-            self.out.push(Diagnostic::error(span, format!("'{module}' sets nothing")).hint(format!("write {module}: {{name: value}}")));
+            self.out.push(
+                Diagnostic::error(span, format!("'{module}' sets nothing"))
+                    .hint(format!("write {module}: {{name: value}}")),
+            );
         }
         for (key, value) in entries {
             if key.name == "cacheable" {
@@ -381,7 +421,18 @@ impl State<'_> {
 
 /// A keyword that only makes sense for what is decided on the host.
 fn loops_and_results(node: &Node) -> Option<&(Key, Node)> {
-    const RUNTIME: &[&str] =
-        &["loop", "with_items", "with_list", "with_dict", "loop_control", "register", "until", "retries", "delay", "changed_when", "failed_when"];
+    const RUNTIME: &[&str] = &[
+        "loop",
+        "with_items",
+        "with_list",
+        "with_dict",
+        "loop_control",
+        "register",
+        "until",
+        "retries",
+        "delay",
+        "changed_when",
+        "failed_when",
+    ];
     node.map().ok()?.iter().find(|(k, _)| RUNTIME.contains(&k.name.as_str()))
 }

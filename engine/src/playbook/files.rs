@@ -92,11 +92,7 @@ impl Tree {
     }
 
     pub(super) fn is_dir(&self, path: &Path) -> bool {
-        if Self::inside(path) {
-            self.embedded.keys().any(|p| p != path && p.starts_with(path))
-        } else {
-            path.is_dir()
-        }
+        if Self::inside(path) { self.embedded.keys().any(|p| p != path && p.starts_with(path)) } else { path.is_dir() }
     }
 
     /// Parses a YAML file once. `Err` only the first time, so that a broken file is told once.
@@ -115,8 +111,9 @@ impl Tree {
         if Self::inside(path) {
             let missing = || Diagnostic::error(used, format!("cannot read {}: no such file", path.display()));
             let (bytes, _) = self.embedded.get(path).ok_or_else(missing)?;
-            let text = std::str::from_utf8(bytes)
-                .map_err(|e| Diagnostic::error(used, format!("{} is not UTF-8 (byte {})", path.display(), e.valid_up_to())))?;
+            let text = std::str::from_utf8(bytes).map_err(|e| {
+                Diagnostic::error(used, format!("{} is not UTF-8 (byte {})", path.display(), e.valid_up_to()))
+            })?;
             return Ok(sources.add(path, text));
         }
         sources.read(path).map_err(|d| Diagnostic { span: used, ..d })
@@ -192,7 +189,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn walk_disk(dir: &Path, root: &Path, seen: &mut HashSet<PathBuf>, found: &mut Vec<PathBuf>, wrong: &mut Vec<Diagnostic>) {
+fn walk_disk(
+    dir: &Path,
+    root: &Path,
+    seen: &mut HashSet<PathBuf>,
+    found: &mut Vec<PathBuf>,
+    wrong: &mut Vec<Diagnostic>,
+) {
     let Ok(real) = dir.canonicalize() else { return };
     if !seen.insert(real) {
         return;

@@ -98,7 +98,9 @@ impl State<'_> {
     pub(super) fn import_tasks(&mut self, node: &Node, value: &Node, cx: &Cx, out: &mut Vec<Item>) {
         let args = self.own_arguments("import_tasks", value, node, &["file"]);
         let Some((_, file)) = args.first() else { return };
-        let Some(name) = self.known_text(file, "the name of an imported file (use include_tasks otherwise)") else { return };
+        let Some(name) = self.known_text(file, "the name of an imported file (use include_tasks otherwise)") else {
+            return;
+        };
         let Some(path) = self.find_tasks(file, &name, cx) else { return };
         let inherit = self.inherit(node, Layer::Block);
         self.note_notified(&inherit.notify);
@@ -127,14 +129,15 @@ impl State<'_> {
         self.task_files.insert(path.to_path_buf());
         let Some(tree) = self.yaml(path, used) else { return Vec::new() };
         if let Kind::List(entries) = &tree.kind
-            && let Some(play) = entries.iter().find(|n| n.get("hosts").is_some()) {
-                self.out.push(
-                    Diagnostic::error(play.span, "this is a play, where a task is expected")
-                        .note(used, "the file is used as a list of tasks here")
-                        .hint("a playbook is used by import_playbook"),
-                );
-                return Vec::new();
-            }
+            && let Some(play) = entries.iter().find(|n| n.get("hosts").is_some())
+        {
+            self.out.push(
+                Diagnostic::error(play.span, "this is a play, where a task is expected")
+                    .note(used, "the file is used as a list of tasks here")
+                    .hint("a playbook is used by import_playbook"),
+            );
+            return Vec::new();
+        }
         let mut inner = cx.clone();
         inner.files.push(path.to_path_buf());
         inner.dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
@@ -232,10 +235,10 @@ impl State<'_> {
             }
         }
         if !any {
-            self.out.push(
-                Diagnostic::error(span, format!("no file can be meant by '{text}'"))
-                    .hint(format!("looked in {}", Self::task_search(cx).iter().map(|d| folder(d)).collect::<Vec<_>>().join(", "))),
-            );
+            self.out.push(Diagnostic::error(span, format!("no file can be meant by '{text}'")).hint(format!(
+                "looked in {}",
+                Self::task_search(cx).iter().map(|d| folder(d)).collect::<Vec<_>>().join(", ")
+            )));
         }
     }
 
@@ -243,7 +246,8 @@ impl State<'_> {
     fn is_task_file(path: &Path) -> bool {
         let Ok(text) = std::fs::read_to_string(path) else { return false };
         let Ok(tree) = crate::yaml::parse_text(crate::diag::FileId::NONE, &text) else { return false };
-        let plain = |n: &Node| matches!(n.kind, Kind::Map(_)) && n.get("hosts").is_none() && n.get("import_playbook").is_none();
+        let plain =
+            |n: &Node| matches!(n.kind, Kind::Map(_)) && n.get("hosts").is_none() && n.get("import_playbook").is_none();
         matches!(&tree.kind, Kind::List(items) if items.iter().all(plain))
     }
 
@@ -251,8 +255,15 @@ impl State<'_> {
     pub(super) fn named_role(&mut self, node: &Node, value: &Node, dynamic: bool, cx: &Cx, out: &mut Vec<Item>) {
         let action = if dynamic { "include_role" } else { "import_role" };
         const COMMON: &[&str] = &[
-            "name", "tasks_from", "vars_from", "defaults_from", "handlers_from", "public", "allow_duplicates",
-            "rolespec_validate", "apply",
+            "name",
+            "tasks_from",
+            "vars_from",
+            "defaults_from",
+            "handlers_from",
+            "public",
+            "allow_duplicates",
+            "rolespec_validate",
+            "apply",
         ];
         let names = if dynamic { COMMON } else { &COMMON[..COMMON.len() - 1] };
         let mut args = self.own_arguments(action, value, node, names);
@@ -279,8 +290,17 @@ impl State<'_> {
             }
         }
         let used = Named {
-            name, span: name_node.span, params: Vars::new(), vars: Vars::new(), tasks_from, vars_from, defaults_from,
-            handlers_from, public, validate, once: !allow_duplicates,
+            name,
+            span: name_node.span,
+            params: Vars::new(),
+            vars: Vars::new(),
+            tasks_from,
+            vars_from,
+            defaults_from,
+            handlers_from,
+            public,
+            validate,
+            once: !allow_duplicates,
         };
         let mut inner = cx.clone();
         inner.defaulted.extend(Self::defaulted(node));

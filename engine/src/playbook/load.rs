@@ -183,12 +183,7 @@ impl<'a> State<'a> {
             return Err(found);
         }
         self.bundle.sources = sources.paths();
-        Ok(Loaded {
-            bundle: self.bundle,
-            contents: self.tree.contents,
-            warnings: found.0,
-            roles_used: self.roles_used,
-        })
+        Ok(Loaded { bundle: self.bundle, contents: self.tree.contents, warnings: found.0, roles_used: self.roles_used })
     }
 
     /// A path, else a bare name in the project's folders, else one of ours.
@@ -213,7 +208,10 @@ impl<'a> State<'a> {
                 if ours.playbook(&name.to_string_lossy()).is_some() {
                     // All of them: one may import another.
                     let dir = Path::new(EMBEDDED).join("playbooks");
-                    let all = ours.playbooks().into_iter().filter_map(|n| Some((PathBuf::from(&n), ours.playbook(&n)?, 0o644)));
+                    let all = ours
+                        .playbooks()
+                        .into_iter()
+                        .filter_map(|n| Some((PathBuf::from(&n), ours.playbook(&n)?, 0o644)));
                     self.tree.embed(&dir, all.collect());
                     return Ok(dir.join(name));
                 }
@@ -234,7 +232,8 @@ impl<'a> State<'a> {
     /// Reads a playbook's plays. `open` are the playbooks being read.
     fn playbook(&mut self, path: &Path, used: Span, open: &mut Vec<PathBuf>) {
         if open.iter().any(|p| p == path) {
-            let chain: Vec<String> = open.iter().map(std::path::PathBuf::as_path).chain([path]).map(|p| p.display().to_string()).collect();
+            let chain: Vec<String> =
+                open.iter().map(std::path::PathBuf::as_path).chain([path]).map(|p| p.display().to_string()).collect();
             self.out.push(Diagnostic::error(used, format!("playbooks import each other: {}", chain.join(" -> "))));
             return;
         }
@@ -249,7 +248,9 @@ impl<'a> State<'a> {
                 return;
             }
             Kind::List(_) | Kind::Null => {
-                self.out.push(Diagnostic::error(node.span, "the playbook holds no play").hint("a play starts with '- hosts: '"));
+                self.out.push(
+                    Diagnostic::error(node.span, "the playbook holds no play").hint("a play starts with '- hosts: '"),
+                );
                 return;
             }
             _ => {
@@ -368,7 +369,8 @@ impl<'a> State<'a> {
                     }
                     Status::NotYet(instead) => {
                         self.out.push(
-                            Diagnostic::error(key.span, format!("keyword '{}' is not taken yet", key.name)).hint(instead),
+                            Diagnostic::error(key.span, format!("keyword '{}' is not taken yet", key.name))
+                                .hint(instead),
                         );
                     }
                 },
@@ -380,7 +382,11 @@ impl<'a> State<'a> {
                         format!("it stands in {}", places.join(", "))
                     };
                     self.out.push(
-                        Diagnostic::error(key.span, format!("keyword '{}' cannot stand in {}", key.name, on.describe())).hint(hint),
+                        Diagnostic::error(
+                            key.span,
+                            format!("keyword '{}' cannot stand in {}", key.name, on.describe()),
+                        )
+                        .hint(hint),
                     );
                 }
                 Class::Unknown => unknown.push(entry),
@@ -462,7 +468,8 @@ impl<'a> State<'a> {
             if !names.iter().any(|n| syntax::may_be(n, &notified.name)) {
                 let wrong = Diagnostic::error(notified.span, format!("no handler is called '{}'", notified.name));
                 let wrong = if names.is_empty() {
-                    wrong.hint("the play has no handlers: they stand under 'handlers', or in a role's handlers/main.yml")
+                    wrong
+                        .hint("the play has no handlers: they stand under 'handlers', or in a role's handlers/main.yml")
                 } else {
                     wrong.nearest(&notified.name, names.iter().map(String::as_str))
                 };
@@ -478,4 +485,3 @@ pub(super) fn is_identifier(name: &str) -> bool {
     chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
-

@@ -30,8 +30,11 @@ impl State<'_> {
         };
         if let Some((second, _)) = given.get(1) {
             self.out.push(
-                Diagnostic::error(second.span, format!("a task has one loop, this one has '{}' and '{}'", key.name, second.name))
-                    .note(key.span, "the first one"),
+                Diagnostic::error(
+                    second.span,
+                    format!("a task has one loop, this one has '{}' and '{}'", key.name, second.name),
+                )
+                .note(key.span, "the first one"),
             );
         }
         self.check_text(value);
@@ -52,12 +55,16 @@ impl State<'_> {
             Kind::List(_) => Some(value.clone()),
             Kind::Str(text) if syntax::braces(text) => Some(value.clone()),
             Kind::Map(_) => {
-                self.out.push(value.expected(&format!("a list for '{key}'")).hint("for a mapping: \"{{ map | dict2items }}\""));
+                self.out.push(
+                    value.expected(&format!("a list for '{key}'")).hint("for a mapping: \"{{ map | dict2items }}\""),
+                );
                 None
             }
             Kind::Str(text) => {
                 self.out.push(
-                    value.expected(&format!("a list for '{key}'")).hint(format!("for a variable: {key}: \"{{{{ {text} }}}}\"")),
+                    value
+                        .expected(&format!("a list for '{key}'"))
+                        .hint(format!("for a variable: {key}: \"{{{{ {text} }}}}\"")),
                 );
                 None
             }
@@ -98,7 +105,10 @@ impl State<'_> {
                 let key = |name: &str, span| Key { name: name.to_owned(), span };
                 let pairs = entries.iter().map(|(k, v)| {
                     let name = Node { span: k.span, kind: Kind::Str(k.name.clone()) };
-                    Node { span: k.span, kind: Kind::Map(vec![(key("key", k.span), name), (key("value", k.span), v.clone())]) }
+                    Node {
+                        span: k.span,
+                        kind: Kind::Map(vec![(key("key", k.span), name), (key("value", k.span), v.clone())]),
+                    }
                 });
                 Some(Node { span: value.span, kind: Kind::List(pairs.collect()) })
             }
@@ -173,7 +183,8 @@ fn as_expression(node: &Node) -> String {
         },
         Kind::List(items) => format!("[{}]", items.iter().map(as_expression).collect::<Vec<_>>().join(", ")),
         Kind::Map(entries) => {
-            let pairs: Vec<String> = entries.iter().map(|(k, v)| format!("{}: {}", quote(&k.name), as_expression(v))).collect();
+            let pairs: Vec<String> =
+                entries.iter().map(|(k, v)| format!("{}: {}", quote(&k.name), as_expression(v))).collect();
             format!("{{{}}}", pairs.join(", "))
         }
         Kind::Null => "none".into(),

@@ -7,11 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    diag::Span,
-    node::Node,
-    vars::Vars,
-};
+use crate::{diag::Span, node::Node, vars::Vars};
 
 /// A run's plays and everything that hosts need to carry them out.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

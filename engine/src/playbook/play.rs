@@ -38,8 +38,7 @@ impl State<'_> {
         let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
         self.known = Scope::of(play.vars.clone()).with(self.loader.extra.clone());
         play.vars_files = Arc::new(self.vars_files(node, &dir));
-        self.known =
-            Scope::of(play.vars.clone()).with(play.vars_files.clone()).with(self.loader.extra.clone());
+        self.known = Scope::of(play.vars.clone()).with(play.vars_files.clone()).with(self.loader.extra.clone());
         self.bundle.sources = self.loader.sources.paths();
         for folder in ["files", "templates"] {
             self.take_in(&dir.join(folder), node.span);
@@ -77,14 +76,16 @@ impl State<'_> {
     fn play_head(&mut self, node: &Node) -> Option<Play> {
         let Some(hosts) = present(node, "hosts") else {
             self.out.push(
-                Diagnostic::error(node.span, "a play needs 'hosts'").hint("a pattern of the inventory: hosts: consul_servers"),
+                Diagnostic::error(node.span, "a play needs 'hosts'")
+                    .hint("a pattern of the inventory: hosts: consul_servers"),
             );
             return None;
         };
         let patterns: Vec<String> =
             hosts.one_or_many().into_iter().filter_map(|n| self.told(n.scalar_text())).collect();
         if patterns.is_empty() || patterns.iter().any(|p| p.trim().is_empty()) {
-            self.out.push(Diagnostic::error(hosts.span, "'hosts' is empty").hint("a pattern of the inventory, or 'all'"));
+            self.out
+                .push(Diagnostic::error(hosts.span, "'hosts' is empty").hint("a pattern of the inventory, or 'all'"));
             return None;
         }
         self.check_text(hosts);
@@ -254,7 +255,8 @@ impl State<'_> {
                 };
                 if single && task.name.is_none() && listen.is_empty() {
                     self.out.push(
-                        Diagnostic::error(node.span, "a handler needs a name or 'listen'").hint("nothing could notify it"),
+                        Diagnostic::error(node.span, "a handler needs a name or 'listen'")
+                            .hint("nothing could notify it"),
                     );
                 }
                 self.handlers.push(Handler { task: *task, listen: listen.clone(), serial: turns, gate });

@@ -42,8 +42,17 @@ pub(super) struct Named {
 impl Named {
     fn plain(name: String, span: Span) -> Self {
         Self {
-            name, span, params: Vars::new(), vars: Vars::new(), tasks_from: None, vars_from: None,
-            defaults_from: None, handlers_from: None, public: false, validate: true, once: true,
+            name,
+            span,
+            params: Vars::new(),
+            vars: Vars::new(),
+            tasks_from: None,
+            vars_from: None,
+            defaults_from: None,
+            handlers_from: None,
+            public: false,
+            validate: true,
+            once: true,
         }
     }
 }
@@ -99,7 +108,9 @@ impl State<'_> {
                 continue;
             }
             self.check_text(value);
-            named.params.insert(key.name.clone(), Var { origin: key.span, ..Var::raw(value.clone(), Layer::RoleParams) });
+            named
+                .params
+                .insert(key.name.clone(), Var { origin: key.span, ..Var::raw(value.clone(), Layer::RoleParams) });
         }
         named.vars = present(entry, "vars").map(|n| self.vars(n, Layer::RoleVars)).unwrap_or_default();
         named.public = present(entry, "public").and_then(|n| self.known_bool(n, "public")).unwrap_or(false);
@@ -195,7 +206,12 @@ impl State<'_> {
         for dir in folders {
             let entries = std::fs::read_dir(if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
             known.extend(
-                entries.into_iter().flatten().flatten().filter(|e| e.path().is_dir()).map(|e| e.file_name().to_string_lossy().into_owned()),
+                entries
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .filter(|e| e.path().is_dir())
+                    .map(|e| e.file_name().to_string_lossy().into_owned()),
             );
         }
         known.sort();
@@ -264,14 +280,18 @@ impl State<'_> {
     }
 
     fn add_role(&mut self, named: &Named, path: &Path, inherit: &Inherit, duplicates: bool, cx: &Cx) -> RoleId {
-        let defaults = self.role_vars(path, "defaults", named.defaults_from.as_deref(), Layer::RoleDefaults, named.span);
+        let defaults =
+            self.role_vars(path, "defaults", named.defaults_from.as_deref(), Layer::RoleDefaults, named.span);
         let mut vars = self.role_vars(path, "vars", named.vars_from.as_deref(), Layer::RoleVars, named.span);
         for (key, var) in &named.params {
             let known = defaults.contains_key(key) || vars.contains_key(key);
             if let Some(near) = crate::diag::nearest(key, keywords::taken_on(On::Role)).filter(|_| !known) {
                 self.out.push(
-                    Diagnostic::warning(var.origin, format!("'{key}' is given to role '{}' as a parameter", named.name))
-                        .hint(format!("if it is meant as a keyword: '{near}'")),
+                    Diagnostic::warning(
+                        var.origin,
+                        format!("'{key}' is given to role '{}' as a parameter", named.name),
+                    )
+                    .hint(format!("if it is meant as a keyword: '{near}'")),
                 );
             }
         }
@@ -311,8 +331,15 @@ impl State<'_> {
         let mut when: Vec<&str> = cx.role.iter().flat_map(|r| r.when.iter().map(String::as_str)).collect();
         when.extend(inherit.when.iter().map(|e| e.text.as_str()));
         let key = serde_json::json!([
-            path, named.tasks_from, named.vars_from, named.defaults_from, plain(&named.params), plain(&named.vars), when,
-            inherit.delegate_to.as_ref().map(Node::to_value), inherit.become_.user.as_ref().map(Node::to_value),
+            path,
+            named.tasks_from,
+            named.vars_from,
+            named.defaults_from,
+            plain(&named.params),
+            plain(&named.vars),
+            when,
+            inherit.delegate_to.as_ref().map(Node::to_value),
+            inherit.become_.user.as_ref().map(Node::to_value),
         ]);
         let first = *self.first_use.entry(key.to_string()).or_insert(id);
         (first != id).then_some(first)
@@ -354,7 +381,11 @@ impl State<'_> {
 
     fn missing_part(&self, path: &Path, part: &str, name: &str, used: Span) -> Diagnostic {
         let near = self.tree.names(&path.join(part));
-        super::files::hint_file(Diagnostic::error(used, format!("{}{part}/{name} does not exist", folder(path))), name, &near)
+        super::files::hint_file(
+            Diagnostic::error(used, format!("{}{part}/{name} does not exist", folder(path))),
+            name,
+            &near,
+        )
     }
 
     fn role_tasks(&mut self, named: &Named, path: &Path, cx: &Cx) -> Vec<Item> {
@@ -460,11 +491,11 @@ impl State<'_> {
             let Some(used) = self.role_entry(entry, cx) else { continue };
             items.extend(used.items);
             let Some(seen) = self.bundle.roles.get(used.id.0 as usize).cloned() else { continue };
-            let outer: Vec<RoleId> = self.bundle.roles.get(id.0 as usize).map(|r| r.parents.clone()).unwrap_or_default();
+            let outer: Vec<RoleId> =
+                self.bundle.roles.get(id.0 as usize).map(|r| r.parents.clone()).unwrap_or_default();
             let shared = RoleId(u32::try_from(self.bundle.roles.len()).unwrap_or(u32::MAX));
             // What the dependency sees of its own dependencies is seen from here too.
-            let below: Vec<RoleId> =
-                seen.parents.iter().copied().filter(|p| *p != id && !outer.contains(p)).collect();
+            let below: Vec<RoleId> = seen.parents.iter().copied().filter(|p| *p != id && !outer.contains(p)).collect();
             self.bundle.roles.push(Role { params: Arc::default(), parents: Vec::new(), repeats: None, ..seen });
             if let Some(role) = self.bundle.roles.get_mut(id.0 as usize) {
                 role.parents.extend(below);

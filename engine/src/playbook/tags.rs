@@ -98,9 +98,7 @@ impl Selection {
     pub fn selects(&self, tags: &[String]) -> bool {
         let has = |tag: &str| tags.iter().any(|t| t == tag);
         let untagged = tags.is_empty();
-        let meets = |list: &[String]| {
-            list.iter().any(|t| has(t) || (t == "untagged" && untagged))
-        };
+        let meets = |list: &[String]| list.iter().any(|t| has(t) || (t == "untagged" && untagged));
         let asks = |list: &[String], tag: &str| list.iter().any(|t| t == tag);
         let all = self.only.is_empty() || asks(&self.only, "all");
         let run = has("always")

@@ -44,8 +44,10 @@ impl State<'_> {
     fn block(&mut self, node: &Node, cx: &Cx, out: &mut Vec<Item>) {
         for (key, _) in self.keys(On::Block, node, &[]) {
             let wrong = match ActionName::of(&key.name) {
-                Some(_) => Diagnostic::error(key.span, format!("a block cannot have a module ('{}') of its own", key.name))
-                    .hint("make it a task of the block"),
+                Some(_) => {
+                    Diagnostic::error(key.span, format!("a block cannot have a module ('{}') of its own", key.name))
+                        .hint("make it a task of the block")
+                }
                 None => Diagnostic::error(key.span, format!("unknown keyword '{}' in a block", key.name))
                     .nearest(&key.name, keywords::taken_on(On::Block)),
             };
@@ -75,7 +77,8 @@ impl State<'_> {
             self.out.push(node.expected("a task (a mapping)"));
             return;
         };
-        let include = entries.iter().filter_map(|(k, _)| ActionName::of(&k.name)).any(super::action::ActionName::is_include);
+        let include =
+            entries.iter().filter_map(|(k, _)| ActionName::of(&k.name)).any(super::action::ActionName::is_include);
         let on = match (include, cx.handlers) {
             (true, _) => On::Include,
             (false, true) => On::Handler,
@@ -106,16 +109,20 @@ impl State<'_> {
         let Some(action) = actions.next() else {
             if nobody.is_empty() {
                 self.out.push(
-                    Diagnostic::error(node.span, "the task has no module").hint("for example: copy: {src: a, dest: /b}"),
+                    Diagnostic::error(node.span, "the task has no module")
+                        .hint("for example: copy: {src: a, dest: /b}"),
                 );
             }
             return;
         };
         if let Some((_, second, _)) = actions.next() {
             self.out.push(
-                Diagnostic::error(second.span, format!("a task has one module, this one has '{}' and '{}'", action.1.name, second.name))
-                    .note(action.1.span, "the first one")
-                    .hint("make it two tasks"),
+                Diagnostic::error(
+                    second.span,
+                    format!("a task has one module, this one has '{}' and '{}'", action.1.name, second.name),
+                )
+                .note(action.1.span, "the first one")
+                .hint("make it two tasks"),
             );
             return;
         }
@@ -140,13 +147,14 @@ impl State<'_> {
         let modules: Vec<&str> = modules::names().chain(super::action::SPECIAL.iter().copied()).collect();
         let looks_like_module = matches!(value.kind, Kind::Map(_)) || name.contains('.');
         let wrong = if !may_be_module {
-            Diagnostic::error(key.span, format!("unknown keyword '{name}' in {}", on.describe()))
-                .nearest(name, known)
+            Diagnostic::error(key.span, format!("unknown keyword '{name}' in {}", on.describe())).nearest(name, known)
         } else if looks_like_module {
             let short = name.rsplit('.').next().unwrap_or(name);
-            Diagnostic::error(key.span, format!("unknown module '{name}'")).nearest(short, modules.into_iter().chain(known))
+            Diagnostic::error(key.span, format!("unknown module '{name}'"))
+                .nearest(short, modules.into_iter().chain(known))
         } else {
-            Diagnostic::error(key.span, format!("unknown keyword or module '{name}'")).nearest(name, known.into_iter().chain(modules))
+            Diagnostic::error(key.span, format!("unknown keyword or module '{name}'"))
+                .nearest(name, known.into_iter().chain(modules))
         };
         self.out.push(wrong);
     }
@@ -441,13 +449,18 @@ impl State<'_> {
             return None;
         }
         self.told(syntax::expression(text, span))?;
-        let literal_text = text.len() > 1 && (text.starts_with('\'') || text.starts_with('"')) && text.ends_with(&text[..1])
+        let literal_text = text.len() > 1
+            && (text.starts_with('\'') || text.starts_with('"'))
+            && text.ends_with(&text[..1])
             && !text[1..text.len() - 1].contains(&text[..1]);
         let word = ["yes", "no", "on", "off"].contains(&text.to_lowercase().as_str());
         if word || literal_text || text.parse::<f64>().is_ok() {
             self.out.push(
-                Diagnostic::error(span, format!("'{key}' must give true or false, {text} does not"))
-                    .hint(if word { "write true or false, without quotes" } else { "compare it with something" }),
+                Diagnostic::error(span, format!("'{key}' must give true or false, {text} does not")).hint(if word {
+                    "write true or false, without quotes"
+                } else {
+                    "compare it with something"
+                }),
             );
             return None;
         }

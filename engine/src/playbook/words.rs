@@ -71,7 +71,10 @@ mod tests {
 
     #[test]
     fn quotes_and_expressions_hold_together() {
-        assert_eq!(words("src=a dest='/b c' mode={{ x | default('0644') }}"), ["src=a", "dest='/b c'", "mode={{ x | default('0644') }}"]);
+        assert_eq!(
+            words("src=a dest='/b c' mode={{ x | default('0644') }}"),
+            ["src=a", "dest='/b c'", "mode={{ x | default('0644') }}"]
+        );
         assert_eq!(words(r"a\ b c"), [r"a\ b", "c"]);
         assert_eq!(words("  "), Vec::<&str>::new());
         assert_eq!(words("it=\"ß x\" y"), ["it=\"ß x\"", "y"]);

@@ -26,7 +26,8 @@ impl Runner<'_> {
         task: &Task,
         args: &Map<String, Value>,
     ) -> Result<Option<Content>, EvalError> {
-        let remote = args.get("remote_src").is_some_and(|v| matches!(v, Value::Bool(true)) || v == "yes" || v == "true");
+        let remote =
+            args.get("remote_src").is_some_and(|v| matches!(v, Value::Bool(true)) || v == "yes" || v == "true");
         let Some(src) = args.get("src").and_then(Value::as_str).filter(|_| !remote) else { return Ok(None) };
         let bundle = Arc::clone(&self.context.bundle);
         let search = bundle.search(task.role, self.play_file(play), SearchKind::Files);
@@ -119,10 +120,9 @@ impl Runner<'_> {
         let vars = match name {
             Some(name) => Vars::from_iter([(name.to_owned(), Var::raw((**node).clone(), Layer::IncludeVars))]),
             None => match node.map() {
-                Ok(entries) => entries
-                    .iter()
-                    .map(|(k, v)| (k.name.clone(), Var::raw(v.clone(), Layer::IncludeVars)))
-                    .collect(),
+                Ok(entries) => {
+                    entries.iter().map(|(k, v)| (k.name.clone(), Var::raw(v.clone(), Layer::IncludeVars))).collect()
+                }
                 Err(diagnostic) => return EvalError::Wrong(diagnostic).into(),
             },
         };

@@ -437,11 +437,7 @@ fn quote(value: &Value) -> Value {
 fn put_back(host: &mut dyn Write, backup: &Backup) -> Result<(), Failure> {
     let Some(copy) = &backup.copy else { return host.remove(&backup.path) };
     let content = std::fs::read(copy).map_err(|e| Failure::io("read", copy, &e))?;
-    let attrs = Attrs {
-        mode: Some(backup.mode),
-        owner: Some(backup.owner.clone()),
-        group: Some(backup.group.clone()),
-    };
+    let attrs = Attrs { mode: Some(backup.mode), owner: Some(backup.owner.clone()), group: Some(backup.group.clone()) };
     host.write(&backup.path, &content, &attrs, None)
 }
 

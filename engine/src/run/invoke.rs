@@ -91,7 +91,11 @@ impl Runner<'_> {
             None => match variable(scope, "ansible_become")? {
                 Some(Value::Bool(b)) => b,
                 Some(other) => {
-                    return Err(Diagnostic::error(task.span, format!("ansible_become must be true or false, this is {other}")).into());
+                    return Err(Diagnostic::error(
+                        task.span,
+                        format!("ansible_become must be true or false, this is {other}"),
+                    )
+                    .into());
                 }
                 None => init.become_default,
             },

@@ -88,7 +88,9 @@ impl Ledger {
                 Failure::new(format!("cannot understand {}: {e}", path.display()))
                     .hint("it lists handlers that are owed; restart those services and remove the file")
             })?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Stored { version: VERSION, generation: 0, debts: Vec::new() },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Stored { version: VERSION, generation: 0, debts: Vec::new() }
+            }
             Err(e) => return Err(Failure::io("read", &path, &e)),
         };
         if stored.version != VERSION {
@@ -108,7 +110,8 @@ impl Ledger {
     /// Removes what a killed run left: copies that no debt names, halves of files. Only who holds the host's lock opens a
     /// ledger for writing, so nobody is at work on them.
     fn sweep(&self) {
-        let copies: Vec<&PathBuf> = self.debts.iter().flat_map(|d| &d.backups).filter_map(|b| b.copy.as_ref()).collect();
+        let copies: Vec<&PathBuf> =
+            self.debts.iter().flat_map(|d| &d.backups).filter_map(|b| b.copy.as_ref()).collect();
         let backup = self.dir.join("backup");
         for folder in [&self.dir, &backup] {
             for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
@@ -184,7 +187,8 @@ impl Ledger {
         }
         private_dir(&self.dir)?;
         let stored = Stored { version: VERSION, generation: self.generation, debts: self.debts.clone() };
-        let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| Failure::new(format!("cannot write the ledger: {e}")))?;
+        let bytes =
+            serde_json::to_vec_pretty(&stored).map_err(|e| Failure::new(format!("cannot write the ledger: {e}")))?;
         atomic(&self.dir.join("ledger.json"), &bytes)
     }
 }

@@ -144,8 +144,7 @@ impl<'a> Runner<'a> {
         self.state.notified.clear();
         let mut flow = Flow::Next;
         // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.
-        let sections =
-            [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
+        let sections = [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
         for (section, due) in sections {
             flow = self.items(play, section);
             if matches!(flow, Flow::Next) {

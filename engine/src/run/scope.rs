@@ -56,7 +56,11 @@ fn is_include(vars: &Vars) -> bool {
 pub(super) fn facts_layer(facts: &Arc<Value>) -> Vars {
     Vars::from_iter([(
         "facts".to_owned(),
-        Var { binding: crate::vars::Binding::Data(Arc::clone(facts)), origin: crate::diag::Span::NONE, layer: Layer::Facts },
+        Var {
+            binding: crate::vars::Binding::Data(Arc::clone(facts)),
+            origin: crate::diag::Span::NONE,
+            layer: Layer::Facts,
+        },
     )])
 }
 

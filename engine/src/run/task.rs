@@ -156,14 +156,7 @@ impl Runner<'_> {
     }
 
     /// Registers, tells, and decides how it goes on.
-    fn finish(
-        &mut self,
-        task: &Task,
-        scope: &Scope,
-        attempt: &Attempt,
-        started: Instant,
-        handler: bool,
-    ) -> Flow {
+    fn finish(&mut self, task: &Task, scope: &Scope, attempt: &Attempt, started: Instant, handler: bool) -> Flow {
         if let Some(name) = &task.register {
             self.register(name, self.registered_var(task, scope, attempt));
         }
@@ -187,7 +180,10 @@ impl Runner<'_> {
         match attempt.value() {
             Some(value) => Var::data(value, Layer::Registered),
             None => Var {
-                binding: Binding::Unknown(format!("the result of '{}' is not known in check mode", self.name(task, scope))),
+                binding: Binding::Unknown(format!(
+                    "the result of '{}' is not known in check mode",
+                    self.name(task, scope)
+                )),
                 origin: task.span,
                 layer: Layer::Registered,
             },
@@ -336,11 +332,8 @@ fn fail(attempt: Attempt, span: Span, expressions: &[Expr]) -> Attempt {
     match attempt {
         Attempt::Done(outcome, _) => {
             let why = expressions.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join(" and ");
-            let failure = Failure {
-                data: outcome.data,
-                changed: outcome.changed,
-                ..Failure::new(format!("failed_when: {why}"))
-            };
+            let failure =
+                Failure { data: outcome.data, changed: outcome.changed, ..Failure::new(format!("failed_when: {why}")) };
             Attempt::Failed(failure, expressions.first().map_or(span, |e| e.span))
         }
         other => other,
@@ -370,7 +363,8 @@ fn numbered(attempt: Attempt, tried: u64, holds: bool) -> Attempt {
     match attempt {
         Attempt::Done(outcome, diffs) if holds => Attempt::Done(outcome.with("attempts", tried), diffs),
         Attempt::Done(outcome, _) => {
-            let failure = Failure { data: outcome.data, ..Failure::new(format!("'until' did not hold in {tried} attempts")) };
+            let failure =
+                Failure { data: outcome.data, ..Failure::new(format!("'until' did not hold in {tried} attempts")) };
             Attempt::Failed(failure.with("attempts", tried), Span::NONE)
         }
         Attempt::Failed(failure, span) => Attempt::Failed(failure.with("attempts", tried), span),

@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior, Value, syntax::SyntaxConfig,
+use minijinja::{
+    Environment, Error, ErrorKind, Expression, UndefinedBehavior, Value,
+    syntax::SyntaxConfig,
     value::{Kwargs, Rest},
 };
 
@@ -181,12 +183,22 @@ pub(super) fn names(callee: Callee) -> &'static BTreeSet<String> {
 /// Why something that Ansible has is not here, and what to do instead.
 pub(super) fn refused(name: &str) -> Option<&'static str> {
     Some(match name.rsplit('.').next().unwrap_or(name) {
-        "random" | "shuffle" | "random_mac" => "it gives another value at every run, so nothing would ever be unchanged: write the value down as a variable",
-        "now" | "to_datetime" | "strftime" => "it gives another value at every run: take the time from facts, or format it on the host with the command module",
+        "random" | "shuffle" | "random_mac" => {
+            "it gives another value at every run, so nothing would ever be unchanged: write the value down as a variable"
+        }
+        "now" | "to_datetime" | "strftime" => {
+            "it gives another value at every run: take the time from facts, or format it on the host with the command module"
+        }
         "password_hash" | "vault" | "unvault" => "hash the password once, and keep the hash as a variable",
-        "exists" | "file" | "directory" | "link" | "is_file" | "is_dir" => "ask the host with the stat module and register its result",
-        "realpath" | "expanduser" | "fileglob" => "it depends on the machine: ask the host with the stat or the command module",
-        "subelements" => "loop over the outer list and use a nested template, or build the pairs with 'product' and 'map'",
+        "exists" | "file" | "directory" | "link" | "is_file" | "is_dir" => {
+            "ask the host with the stat module and register its result"
+        }
+        "realpath" | "expanduser" | "fileglob" => {
+            "it depends on the machine: ask the host with the stat or the command module"
+        }
+        "subelements" => {
+            "loop over the outer list and use a nested template, or build the pairs with 'product' and 'map'"
+        }
         "json_query" => "use 'selectattr', 'map' and attribute access",
         "pipe" => "run a task with the command module and register its result",
         "debug" => "use the debug module: printing every variable would show secrets",

@@ -136,12 +136,7 @@ fn innermost(error: &Error) -> &Error {
     error
 }
 
-fn finding(
-    session: Option<&Arc<Session>>,
-    error: &Error,
-    origin: &Origin<'_>,
-    source: &Softened<'_>,
-) -> Diagnostic {
+fn finding(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, source: &Softened<'_>) -> Diagnostic {
     let error = innermost(error);
     let other = error.name().and_then(|name| origin.files?.get(name));
     if let Some(file) = other {
@@ -151,12 +146,7 @@ fn finding(
     located(session, error, origin, source)
 }
 
-fn located(
-    session: Option<&Arc<Session>>,
-    error: &Error,
-    origin: &Origin<'_>,
-    source: &Softened<'_>,
-) -> Diagnostic {
+fn located(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, source: &Softened<'_>) -> Diagnostic {
     let range = match (error.range(), error.line()) {
         (Some(range), _) => source.original(range.start)..source.original(range.end),
         (None, Some(line)) => {
@@ -252,9 +242,11 @@ fn undefined(session: &Arc<Session>, origin: &Origin<'_>, range: &Range<usize>) 
 /// The chain at a place that starts at a name which the text itself sets (`item.nmae` in a loop), and where it stands.
 /// Its value is gone by the time of the error, so only its text can be told.
 fn local_chain(origin: &Origin<'_>, range: &Range<usize>) -> Option<(usize, String)> {
-    let chain = origin.analyse()?.chains.into_iter().find(|c| {
-        c.local && !c.guarded && c.range.start < range.end && range.start < c.range.end
-    })?;
+    let chain = origin
+        .analyse()?
+        .chains
+        .into_iter()
+        .find(|c| c.local && !c.guarded && c.range.start < range.end && range.start < c.range.end)?;
     Some((chain.range.start, origin.source.get(chain.range)?.to_owned()))
 }
 
@@ -281,9 +273,11 @@ pub(super) fn no_value(session: &Arc<Session>, error: &Error, origin: &Origin) -
         ErrorKind::UndefinedError => undefined(session, origin, &(0..origin.source.len())),
         _ => None,
     };
-    session.fail(found.unwrap_or_else(|| {
-        origin.finding(0, error.detail().unwrap_or("a part of this value is undefined").to_owned())
-    }))
+    session.fail(
+        found.unwrap_or_else(|| {
+            origin.finding(0, error.detail().unwrap_or("a part of this value is undefined").to_owned())
+        }),
+    )
 }
 
 /// Follows a chain as the evaluation did, up to the step that is missing.
@@ -294,9 +288,8 @@ fn missing(session: &Arc<Session>, origin: &Origin<'_>, chain: &Chain) -> Option
     let value = session.lookup(&chain.root).or_else(|| env::global(&chain.root));
     let Some(mut value) = value else {
         let error = origin.finding(chain.range.start, format!("'{}' is undefined", chain.root));
-        let hint = fact_hint(&chain.root).or_else(|| {
-            nearest(&chain.root, session.scope.names()).map(|near| format!("did you mean '{near}'?"))
-        });
+        let hint = fact_hint(&chain.root)
+            .or_else(|| nearest(&chain.root, session.scope.names()).map(|near| format!("did you mean '{near}'?")));
         return Some(match hint {
             Some(hint) => error.hint(hint),
             None => error,

@@ -34,11 +34,7 @@ pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnosti
     Ok(found.references())
 }
 
-pub(super) fn render(
-    source: &TemplateSource<'_>,
-    scope: &Scope,
-    loader: Loader<'_>,
-) -> Result<Rendered, EvalError> {
+pub(super) fn render(source: &TemplateSource<'_>, scope: &Scope, loader: Loader<'_>) -> Result<Rendered, EvalError> {
     Session::run(scope, Span::whole(source.file), |session| {
         let softened = soften::template(source.text);
         let analysis = refs::template(source.text);

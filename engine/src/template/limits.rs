@@ -147,7 +147,8 @@ fn check(text: &str, in_expression: bool) -> Result<(), Error> {
             Token::BracketClose | Token::ParenClose | Token::BraceClose => depth.close(),
             Token::Comma => depth.comma(),
             Token::Ident("and" | "or" | "not" | "if" | "else" | "is" | "in") => depth.step(),
-            Token::Ident(_) | Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Int128(_) | Token::Float(_) => {}
+            Token::Ident(_) | Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Int128(_) | Token::Float(_) => {
+            }
             _ => depth.step(),
         }
         if depth.total > MAX_DEPTH {

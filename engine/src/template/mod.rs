@@ -85,7 +85,9 @@ pub fn condition(expression: &str, span: Span, scope: &Scope) -> Result<bool, Ev
 fn condition_hint(expression: &str, value: &Value) -> String {
     let expression = expression.trim();
     match value {
-        Value::String(_) => format!("'{expression} | bool' reads yes, no, true and false; '{expression} | length > 0' asks whether there is text"),
+        Value::String(_) => format!(
+            "'{expression} | bool' reads yes, no, true and false; '{expression} | length > 0' asks whether there is text"
+        ),
         Value::Number(_) => format!("compare it: '{expression} != 0'"),
         Value::Null => format!("ask '{expression} is not none'"),
         _ => format!("ask '{expression} | length > 0'"),
@@ -173,11 +175,7 @@ fn origin_of(text: &str, span: Span) -> Origin<'_> {
     Origin { source, place: Place::Scalar { span, text, offset }, files: None }
 }
 
-fn to_json(
-    session: &std::sync::Arc<Session>,
-    value: &minijinja::Value,
-    origin: &Origin<'_>,
-) -> Result<Value, Failed> {
+fn to_json(session: &std::sync::Arc<Session>, value: &minijinja::Value, origin: &Origin<'_>) -> Result<Value, Failed> {
     values::to_json(value).map_err(|error| explain::no_value(session, &error, origin))
 }
 

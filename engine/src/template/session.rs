@@ -150,12 +150,7 @@ impl Session {
         }
     }
 
-    fn memoised(
-        self: &Arc<Self>,
-        label: impl FnOnce() -> String,
-        node: &Node,
-        text: &str,
-    ) -> Result<Value, Failed> {
+    fn memoised(self: &Arc<Self>, label: impl FnOnce() -> String, node: &Node, text: &str) -> Result<Value, Failed> {
         // The node lives in the scope, which the session holds: its address is its name for as long as that matters.
         let address = std::ptr::from_ref(node) as usize;
         if let Some(value) = lock(&self.memo).get(&address) {
@@ -178,8 +173,7 @@ impl Session {
         let mut stack = lock(&self.stack);
         if let Some(first) = stack.iter().position(|f| f.node == address) {
             let chain: Vec<&str> = stack[first..].iter().map(|f| f.label.as_str()).chain([label.as_str()]).collect();
-            let mut error =
-                Diagnostic::error(span, format!("variables depend on each other: {}", chain.join(" -> ")));
+            let mut error = Diagnostic::error(span, format!("variables depend on each other: {}", chain.join(" -> ")));
             for frame in &stack[first + 1..] {
                 error = error.note(frame.span, format!("'{}' stands here", frame.label));
             }

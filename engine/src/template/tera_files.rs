@@ -50,8 +50,27 @@ const TERA_OWN: &[&str] = &[
 /// The names of all filters of a template.
 fn base_filters() -> Vec<&'static str> {
     const BUILT_IN_FILTERS: &[&str] = &[
-        "safe", "upper", "lower", "wordcount", "escape", "trim_start", "trim_end", "capitalize", "str", "int", "float",
-        "reverse", "abs", "round", "nth", "sort", "get", "values", "keys", "pairs", "group_by",
+        "safe",
+        "upper",
+        "lower",
+        "wordcount",
+        "escape",
+        "trim_start",
+        "trim_end",
+        "capitalize",
+        "str",
+        "int",
+        "float",
+        "reverse",
+        "abs",
+        "round",
+        "nth",
+        "sort",
+        "get",
+        "values",
+        "keys",
+        "pairs",
+        "group_by",
     ];
     let ours = filters::all().flat_map(|f| f.names.iter().copied());
     ours.chain(TERA_OWN.iter().copied()).chain(BUILT_IN_FILTERS.iter().copied()).collect()
@@ -153,8 +172,7 @@ impl<'a> Set<'a> {
     /// Top-level names that must be defined, in order.
     fn names(&self) -> Result<Vec<String>, Diagnostic> {
         let names = self.tera.get_template_variables(self.main.name).map_err(|e| self.finding(&e))?;
-        let mut names: Vec<String> =
-            names.into_iter().filter(|n| !BUILT_IN.contains(n)).map(str::to_owned).collect();
+        let mut names: Vec<String> = names.into_iter().filter(|n| !BUILT_IN.contains(n)).map(str::to_owned).collect();
         names.sort_unstable();
         Ok(names)
     }
@@ -217,11 +235,7 @@ pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnosti
     Ok(References { required: set.names()?.into_iter().collect(), ..References::default() })
 }
 
-pub(super) fn render(
-    source: &TemplateSource<'_>,
-    scope: &Scope,
-    loader: Loader<'_>,
-) -> Result<Rendered, EvalError> {
+pub(super) fn render(source: &TemplateSource<'_>, scope: &Scope, loader: Loader<'_>) -> Result<Rendered, EvalError> {
     Session::run(scope, Span::whole(source.file), |session| {
         let set = Set::read(source, loader).map_err(|e| session.fail(e))?;
         let mut context = Context::new();
@@ -256,6 +270,8 @@ fn undefined(set: &Set<'_>, scope: &Scope, first: &str, missing: &[String]) -> D
     }
     match nearest(first, scope.names()) {
         Some(near) => error.hint(format!("did you mean '{near}'?")),
-        None => error.hint("every name of a .tera template must be defined: give optional ones null in the role's defaults"),
+        None => {
+            error.hint("every name of a .tera template must be defined: give optional ones null in the role's defaults")
+        }
     }
 }

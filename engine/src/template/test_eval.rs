@@ -27,11 +27,8 @@ fn scope(text: &str) -> (Sources, Scope) {
     let mut facts = Vars::new();
     let data = json!({"os": {"family": "debian", "id": "debian"}, "text": "{{ 1 + 1 }}", "cores": 2});
     facts.insert("facts".into(), Var::data(data, Layer::Facts));
-    let unknown = Var {
-        binding: Binding::Unknown("the result of 'make'".into()),
-        origin: Span::NONE,
-        layer: Layer::Registered,
-    };
+    let unknown =
+        Var { binding: Binding::Unknown("the result of 'make'".into()), origin: Span::NONE, layer: Layer::Registered };
     facts.insert("later".into(), unknown);
     (sources, Scope::of(facts).with(vars))
 }
@@ -95,7 +92,14 @@ fn only_what_is_asked_for_is_rendered() {
     assert_eq!(eval("good == 1 or bad", Span::NONE, &scope), Ok(json!(true)));
     assert_eq!(eval("'dir' in consul and consul.dir == '/opt'", Span::NONE, &scope), Ok(json!(true)));
     // As a whole it is rendered as a whole, also where the library would look away.
-    for whole in ["consul", "consul | to_json", "consul == {}", "consul.n", "[consul.n == [1, 2]]", "consul | length > 0 and consul"] {
+    for whole in [
+        "consul",
+        "consul | to_json",
+        "consul == {}",
+        "consul.n",
+        "[consul.n == [1, 2]]",
+        "consul | length > 0 and consul",
+    ] {
         assert_eq!(wrong(eval(whole, Span::NONE, &scope)).message, "'typo' is undefined", "{whole}");
     }
 }
@@ -104,16 +108,45 @@ fn only_what_is_asked_for_is_rendered() {
 fn undefined_names_are_errors_everywhere() {
     let (_, scope) = scope("x: {y: 1}\n");
     for expression in [
-        "typo", "not typo", "typo != 'x'", "typo == 'x'", "typo or true", "typo in [1]", "1 in typo", "not x.typo",
-        "x.typo == 1", "typo.a", "x.typo.a", "typo is none", "typo is string", "typo ~ 'a'", "typo + 1", "typo | length",
-        "[typo]", "{'a': typo}", "typo if true else 1", "1 if typo else 2", "x[typo]", "typo < 1", "x | default(1) == typo",
-        "[1] | union(typo)", "range(typo)", "'a'.join(typo)", "typo()",
+        "typo",
+        "not typo",
+        "typo != 'x'",
+        "typo == 'x'",
+        "typo or true",
+        "typo in [1]",
+        "1 in typo",
+        "not x.typo",
+        "x.typo == 1",
+        "typo.a",
+        "x.typo.a",
+        "typo is none",
+        "typo is string",
+        "typo ~ 'a'",
+        "typo + 1",
+        "typo | length",
+        "[typo]",
+        "{'a': typo}",
+        "typo if true else 1",
+        "1 if typo else 2",
+        "x[typo]",
+        "typo < 1",
+        "x | default(1) == typo",
+        "[1] | union(typo)",
+        "range(typo)",
+        "'a'.join(typo)",
+        "typo()",
     ] {
         let error = wrong(eval(expression, Span::NONE, &scope));
         assert!(error.message.contains("typo"), "{expression}: {}", error.message);
         assert!(!error.message.contains('`'), "{expression}: {}", error.message);
     }
-    for text in ["{{ typo }}!", "{% if typo %}{% endif %}", "{% for i in typo %}{% endfor %}", "{% set a = typo %}{{ a }}!", "a{{ 1 if false }}"] {
+    for text in [
+        "{{ typo }}!",
+        "{% if typo %}{% endif %}",
+        "{% for i in typo %}{% endfor %}",
+        "{% set a = typo %}{{ a }}!",
+        "a{{ 1 if false }}",
+    ] {
         let found = render_str(text, Span::NONE, &scope);
         assert!(matches!(found, Err(EvalError::Wrong(_))), "{text}: {found:?}");
     }
@@ -132,9 +165,17 @@ fn hints_name_the_nearest_and_our_facts() {
         ("consul_versoin", "'consul_versoin' is undefined", "did you mean 'consul_version'?"),
         ("facts.os.famly", "'facts.os.famly' is undefined", "did you mean 'family'?"),
         ("1 + facts.os['famly']", "'facts.os.famly' is undefined", "did you mean 'family'?"),
-        ("ansible_os_family == 'Debian'", "'ansible_os_family' is undefined", "this fact is facts.os.family (lower case: 'debian', 'redhat') here"),
+        (
+            "ansible_os_family == 'Debian'",
+            "'ansible_os_family' is undefined",
+            "this fact is facts.os.family (lower case: 'debian', 'redhat') here",
+        ),
         ("ansible_default_ipv4.address", "'ansible_default_ipv4' is undefined", "this fact is facts.default_ipv4 here"),
-        ("ansible_eth0.ipv4", "'ansible_eth0' is undefined", "addresses of an interface are facts.addresses.by_interface.eth0 here"),
+        (
+            "ansible_eth0.ipv4",
+            "'ansible_eth0' is undefined",
+            "addresses of an interface are facts.addresses.by_interface.eth0 here",
+        ),
         ("m.a == 1", "'m.a' is undefined", "'m' is an empty mapping"),
         ("l[3] == 1", "'l[3]' is undefined", "'l' is a list of 1"),
         ("words.zzzzzz", "'words.zzzzzz' is undefined", "known: alpha"),
@@ -152,15 +193,15 @@ fn hints_name_the_nearest_and_our_facts() {
 
 #[test]
 fn errors_point_where_the_variable_stands_and_where_it_was_used() {
-    let (sources, scope) = scope("dir: '/opt/{{ nmae }}'\nname: x\npath: '{{ dir }}/bin'\nlist:\n  - ok\n  - '{{ dir }}'\n");
+    let (sources, scope) =
+        scope("dir: '/opt/{{ nmae }}'\nname: x\npath: '{{ dir }}/bin'\nlist:\n  - ok\n  - '{{ dir }}'\n");
     let use_file = sources.add("site.yaml", "- copy: {dest: '{{ path }}'}\n");
     let span = Span { file: use_file, line: 1, column: 16 };
     let error = wrong(render_str("{{ path }}", span, &scope));
     assert_eq!(error.message, "'nmae' is undefined");
     assert_eq!(at(&sources, &error), "vars.yaml:1:14");
     assert_eq!(error.hint.as_deref(), Some("did you mean 'name'?"));
-    let notes: Vec<String> =
-        error.notes.iter().map(|(s, t)| format!("{t} ({})", sources.place(*s).unwrap())).collect();
+    let notes: Vec<String> = error.notes.iter().map(|(s, t)| format!("{t} ({})", sources.place(*s).unwrap())).collect();
     assert_eq!(notes, ["'dir' is used here (vars.yaml:3:7)", "'path' is used here (site.yaml:1:16)"]);
     assert_eq!(at(&sources, &wrong(eval("list", span, &scope))), "vars.yaml:1:14");
 }
@@ -168,7 +209,8 @@ fn errors_point_where_the_variable_stands_and_where_it_was_used() {
 #[test]
 fn columns_point_into_one_line() {
     let sources = Sources::default();
-    let text = "- when: a == 1 and typo\n- msg: \"{{ typo }}\"\n- x: a {{ typo }} b\n- y: |\n    first\n    then {{ typo }}\n";
+    let text =
+        "- when: a == 1 and typo\n- msg: \"{{ typo }}\"\n- x: a {{ typo }} b\n- y: |\n    first\n    then {{ typo }}\n";
     let file = sources.add("t.yaml", text);
     let node = yaml::parse(&sources, file).unwrap();
     let items = node.list().unwrap();
@@ -208,8 +250,18 @@ fn unknown_spreads_and_is_never_guessed() {
     let (_, scope) = scope("uses: 'x{{ later.rc }}'\nmap: {a: '{{ later }}', b: 1}\n");
     let unknown = Err(EvalError::Unknown("the result of 'make'".into()));
     for expression in [
-        "later", "later is defined", "later is not defined", "later | default('x')", "later.rc == 0", "uses", "uses | length",
-        "map", "map.a", "not later", "later.stdout.x | default('y')", "map == {}",
+        "later",
+        "later is defined",
+        "later is not defined",
+        "later | default('x')",
+        "later.rc == 0",
+        "uses",
+        "uses | length",
+        "map",
+        "map.a",
+        "not later",
+        "later.stdout.x | default('y')",
+        "map == {}",
     ] {
         assert_eq!(eval(expression, Span::NONE, &scope), unknown, "{expression}");
     }
@@ -224,7 +276,9 @@ fn conditions_are_booleans() {
     assert_eq!(condition("b", Span::NONE, &scope), Ok(true));
     assert_eq!(condition("not b", Span::NONE, &scope), Ok(false));
     assert_eq!(condition("s | bool", Span::NONE, &scope), Ok(true));
-    for (expression, found) in [("n", "the number 1"), ("s", "the string \"yes\""), ("l", "the list []"), ("z", "nothing")] {
+    for (expression, found) in
+        [("n", "the number 1"), ("s", "the string \"yes\""), ("l", "the list []"), ("z", "nothing")]
+    {
         let error = wrong(condition(expression, Span::NONE, &scope));
         assert_eq!(error.message, format!("a condition must give true or false, this gives {found}"));
         assert!(error.hint.is_some());
@@ -234,7 +288,8 @@ fn conditions_are_booleans() {
 #[test]
 fn omit_leaves_an_argument_out() {
     let (sources, scope) = scope("mode: '{{ wanted | default(omit) }}'\nargs: {a: 1, mode: '{{ mode }}'}\n");
-    let file = sources.add("t.yaml", "{dest: /x, mode: '{{ mode }}', owner: '{{ o | default(omit) }}', list: ['{{ mode }}', 1]}");
+    let file = sources
+        .add("t.yaml", "{dest: /x, mode: '{{ mode }}', owner: '{{ o | default(omit) }}', list: ['{{ mode }}', 1]}");
     let node = yaml::parse(&sources, file).unwrap();
     assert_eq!(render(&node, &scope), Ok(json!({"dest": "/x", "list": [1]})));
     assert_eq!(render_optional(node.get("mode").unwrap(), &scope), Ok(None));
@@ -274,11 +329,7 @@ fn references_tell_required_from_optional() {
     let find = |e: &str| expression_references(e, Span::NONE).unwrap();
     assert_eq!(
         find("a.b == c['d'].e and f | default(g.h) and i is defined and i.j == 1"),
-        References {
-            required: set(&["a.b", "c.d.e"]),
-            conditional: set(&["g.h"]),
-            optional: set(&["f", "i", "i.j"]),
-        }
+        References { required: set(&["a.b", "c.d.e"]), conditional: set(&["g.h"]), optional: set(&["f", "i", "i.j"]) }
     );
     assert_eq!(find("x if y else z").required, set(&["y"]));
     assert_eq!(find("x if y else z").conditional, set(&["x", "z"]));
@@ -316,7 +367,12 @@ fn large_and_strange_values_survive() {
 #[test]
 fn hostvars_of_a_thousand_hosts_are_not_copied() {
     let hosts: serde_json::Map<String, Value> = (0..1000)
-        .map(|i| (format!("h{i}"), json!({"ip": format!("10.0.{}.{}", i / 250, i % 250), "tags": (0..50).collect::<Vec<_>>()})))
+        .map(|i| {
+            (
+                format!("h{i}"),
+                json!({"ip": format!("10.0.{}.{}", i / 250, i % 250), "tags": (0..50).collect::<Vec<_>>()}),
+            )
+        })
         .collect();
     let scope = Scope::of(Vars::from_iter([("hostvars".to_owned(), Var::data(Value::Object(hosts), Layer::Magic))]));
     let start = std::time::Instant::now();
@@ -349,8 +405,35 @@ fn depth_and_work_are_bounded() {
     assert!(wrong(render_str(loops, Span::NONE, &scope)).message.contains("too long"));
     let recursion = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     wrong(render_str(recursion, Span::NONE, &scope));
-    for bracket in ["(", "[", "{{", "-", "not ", "a.", "a|", "{'a':", "a if ", "'a' ~ ", "1 + ", "not(", "a(", "a[", "a is b and ", "a < ", "a ** ", "{{ x }}", "{% if a %}", "{% if a %}{% elif b %}", "{% elif b %}", "{% for a in l %}", "{% set a %}",
-        "{% with a = 1 %}", "{% macro m() %}", "{% call m() %}", "{% filter upper %}", "{% block a %}",
+    for bracket in [
+        "(",
+        "[",
+        "{{",
+        "-",
+        "not ",
+        "a.",
+        "a|",
+        "{'a':",
+        "a if ",
+        "'a' ~ ",
+        "1 + ",
+        "not(",
+        "a(",
+        "a[",
+        "a is b and ",
+        "a < ",
+        "a ** ",
+        "{{ x }}",
+        "{% if a %}",
+        "{% if a %}{% elif b %}",
+        "{% elif b %}",
+        "{% for a in l %}",
+        "{% set a %}",
+        "{% with a = 1 %}",
+        "{% macro m() %}",
+        "{% call m() %}",
+        "{% filter upper %}",
+        "{% block a %}",
     ] {
         let deep = bracket.repeat(5000);
         let _ = eval(&deep, Span::NONE, &scope);
@@ -370,11 +453,78 @@ fn depth_and_work_are_bounded() {
 #[test]
 fn random_text_never_panics() {
     const PARTS: &[&str] = &[
-        "{{", "}}", "{%", "%}", "{#", "#}", "a", "b.c", "facts.os", "[0]", "[", "]", "(", ")", "|", "default", "('x')",
-        " is ", "defined", "not ", " and ", " or ", " if ", " else ", "for x in l", "endfor", "endif", "set x = 1", "'",
-        "\"", "\\", "1", "-", "+", "*", "/", "~", ",", ":", "{", "}", "\n", "\u{0}", "ü", "🦀", "map", "upper", "regex_replace",
-        "combine", "macro m()", "endmacro", "include 'x'", "raw", "endraw", "**", "==", "<", "=", "version", "lookup",
-        "omit", "99999999999999999999", "1e400", "0x", ".", "..", "- %}", "{%- ", "block b", "endblock", "loop", "l",
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "a",
+        "b.c",
+        "facts.os",
+        "[0]",
+        "[",
+        "]",
+        "(",
+        ")",
+        "|",
+        "default",
+        "('x')",
+        " is ",
+        "defined",
+        "not ",
+        " and ",
+        " or ",
+        " if ",
+        " else ",
+        "for x in l",
+        "endfor",
+        "endif",
+        "set x = 1",
+        "'",
+        "\"",
+        "\\",
+        "1",
+        "-",
+        "+",
+        "*",
+        "/",
+        "~",
+        ",",
+        ":",
+        "{",
+        "}",
+        "\n",
+        "\u{0}",
+        "ü",
+        "🦀",
+        "map",
+        "upper",
+        "regex_replace",
+        "combine",
+        "macro m()",
+        "endmacro",
+        "include 'x'",
+        "raw",
+        "endraw",
+        "**",
+        "==",
+        "<",
+        "=",
+        "version",
+        "lookup",
+        "omit",
+        "99999999999999999999",
+        "1e400",
+        "0x",
+        ".",
+        "..",
+        "- %}",
+        "{%- ",
+        "block b",
+        "endblock",
+        "loop",
+        "l",
     ];
     let (_, scope) = scope("a: '{{ b.c }}'\nb: {c: 1}\nl: [1, '{{ a }}']\nx: '{{ x }}'\n");
     let span = Span { file: FileId(0), line: 1, column: 1 };

@@ -342,9 +342,34 @@ fn every_name_is_in_the_table() {
     }
     // Aliases share the code of the name beside them.
     let aliases = [
-        "attr", "count", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "eq", "greaterthan", ">", "ge",
-        ">=", "escaped", "safe", "issubset", "issuperset", "successful", "failure", "change", "skip", "ip_address",
-        "ipv4", "ipv6", "ipv6_address",
+        "attr",
+        "count",
+        "equalto",
+        "==",
+        "ne",
+        "!=",
+        "lt",
+        "lessthan",
+        "<",
+        "le",
+        "<=",
+        "eq",
+        "greaterthan",
+        ">",
+        "ge",
+        ">=",
+        "escaped",
+        "safe",
+        "issubset",
+        "issuperset",
+        "successful",
+        "failure",
+        "change",
+        "skip",
+        "ip_address",
+        "ipv4",
+        "ipv6",
+        "ipv6_address",
     ];
     for (callee, used) in [(Callee::Filter, &used[0]), (Callee::Test, &used[1])] {
         let untested: Vec<&String> = env::names(callee)
@@ -404,7 +429,10 @@ const WRONG: &[(&str, &str)] = &[
     ("lookup('pipe', 'date')", "unknown lookup 'pipe' (run a task with the command module"),
     ("lookup('fil', 'x')", "unknown lookup 'fil' (did you mean 'file'?)"),
     ("secret('x')", "secrets are not available here"),
-    ("'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!' | regex_search('((a|aa)+)(?<!b)$(?=x)\\1')", "regex_search: the pattern is too expensive"),
+    (
+        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!' | regex_search('((a|aa)+)(?<!b)$(?=x)\\1')",
+        "regex_search: the pattern is too expensive",
+    ),
     ("'x' | center(99999999)", "center: 'width' is more than 1000000"),
     ("2 ** 200", ""),
 ];
@@ -424,7 +452,8 @@ fn wrong_arguments_are_told() {
 
 #[test]
 fn every_name_is_in_the_manual() {
-    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/language-expressions.md")).unwrap();
+    let manual =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/language-expressions.md")).unwrap();
     for callee in [Callee::Filter, Callee::Test, Callee::Function] {
         let missing: Vec<&String> = env::names(callee)
             .iter()

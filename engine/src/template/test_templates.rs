@@ -60,7 +60,10 @@ fn jinja_has_ansibles_settings() {
         ("on={{ on }} none={{ nothing }} l={{ list }}", "on=True none= l=['b', 'a']"),
         ("{% for k, v in config.items() %}{{ k }};{% endfor %}", "zeta;alpha;text;"),
         ("{% for k in list | sort %}{{ loop.index }}{{ k }}{% if not loop.last %},{% endif %}{% endfor %}", "1a,2b"),
-        ("{{ config | to_nice_json(indent=1, ensure_ascii=false) }}", "{\n \"alpha\": {\n  \"k\": [\n   1,\n   2\n  ]\n },\n \"text\": \"a \\\"b\\\" <c> ü\",\n \"zeta\": 1\n}"),
+        (
+            "{{ config | to_nice_json(indent=1, ensure_ascii=false) }}",
+            "{\n \"alpha\": {\n  \"k\": [\n   1,\n   2\n  ]\n },\n \"text\": \"a \\\"b\\\" <c> ü\",\n \"zeta\": 1\n}",
+        ),
         ("{{ config.text }}", "a \"b\" <c> ü"),
         ("{% set ns = namespace(n=0) %}{% for i in list %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
         ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m(name) }}", "<web>"),
@@ -76,7 +79,10 @@ fn jinja_has_ansibles_settings() {
 fn tera_prints_maps_in_order_and_escapes_nothing() {
     for (source, expected) in [
         ("{{ config.text }}\n", "a \"b\" <c> ü\n"),
-        ("{{ config | to_json(sort_keys=true, ensure_ascii=false) }}", "{\"alpha\": {\"k\": [1, 2]}, \"text\": \"a \\\"b\\\" <c> ü\", \"zeta\": 1}"),
+        (
+            "{{ config | to_json(sort_keys=true, ensure_ascii=false) }}",
+            "{\"alpha\": {\"k\": [1, 2]}, \"text\": \"a \\\"b\\\" <c> ü\", \"zeta\": 1}",
+        ),
         ("{% for k, v in config %}{{ k }};{% endfor %}", "zeta;alpha;text;"),
         ("{% if on %}\nyes\n{% endif %}", "\nyes\n"),
         ("{%- if on -%}\nyes\n{%- endif -%}", "yes"),
@@ -101,7 +107,12 @@ fn tera_needs_every_name() {
     let sources = Sources::default();
     let source = "{% if typo %}\nx\n{% endif %}\n{{ prot }}\n{{ name }}\n";
     let file = sources.add("a.json.tera", source);
-    let found = render_template(TemplateKind::Tera, &TemplateSource { name: "a.json.tera", file, text: source }, &scope(), &|_| None);
+    let found = render_template(
+        TemplateKind::Tera,
+        &TemplateSource { name: "a.json.tera", file, text: source },
+        &scope(),
+        &|_| None,
+    );
     let error = wrong(found);
     assert_eq!(error.message, "'prot' is undefined");
     assert_eq!(error.hint.as_deref(), Some("did you mean 'port'?"));
@@ -129,7 +140,8 @@ fn errors_have_line_and_column() {
     ] {
         let sources = Sources::default();
         let file = sources.add("f", source);
-        let error = wrong(render_template(kind, &TemplateSource { name: "f", file, text: source }, &scope(), &|_| None));
+        let error =
+            wrong(render_template(kind, &TemplateSource { name: "f", file, text: source }, &scope(), &|_| None));
         let found = sources.place(error.span).unwrap();
         assert!(found.starts_with(place), "{source}: {found} {}", error.message);
         assert!(error.message.to_lowercase().contains(&message.to_lowercase()), "{source}: {}", error.message);
@@ -148,11 +160,21 @@ fn other_templates_are_drawn_in() {
         (TemplateKind::Jinja, "a{% include 'p' %}c", "<{{ name }}>\n", "a<web>\nc"),
         (TemplateKind::Jinja, "a{% include which %}c", "{{ port }}", "a8500c"),
         (TemplateKind::Jinja, "{% from 'p' import m %}{{ m(1) }}", "{% macro m(x) %}[{{ x }}]{% endmacro %}", "[1]"),
-        (TemplateKind::Jinja, "{% extends 'p' %}{% block b %}new{% endblock %}", "<{% block b %}old{% endblock %}>", "<new>"),
+        (
+            TemplateKind::Jinja,
+            "{% extends 'p' %}{% block b %}new{% endblock %}",
+            "<{% block b %}old{% endblock %}>",
+            "<new>",
+        ),
         (TemplateKind::Jinja, "a{% include 'gone' ignore missing %}c", "", "ac"),
         (TemplateKind::Jinja, "a{% include ['gone', 'p'] %}c", "B", "aBc"),
         (TemplateKind::Tera, "a{% include 'p' %}c", "<{{ name }}>\n", "a<web>\nc"),
-        (TemplateKind::Tera, "{% extends 'p' %}{% block b %}new{% endblock %}", "<{% block b %}old{% endblock %}>", "<new>"),
+        (
+            TemplateKind::Tera,
+            "{% extends 'p' %}{% block b %}new{% endblock %}",
+            "<{% block b %}old{% endblock %}>",
+            "<new>",
+        ),
     ] {
         let file = sources.add("main", main);
         let part = sources.add("p", other);
@@ -167,7 +189,10 @@ fn other_templates_are_drawn_in() {
         let (file, part) = (sources.add("main", main), sources.add("p", other));
         let loader = |name: &str| (name == "p").then(|| (part, other.to_owned()));
         let error = wrong(render_template(kind, &TemplateSource { name: "main", file, text: main }, &scope(), &loader));
-        assert_eq!((sources.place(error.span).unwrap().as_str(), error.message.as_str()), (place, "'nmae' is undefined"));
+        assert_eq!(
+            (sources.place(error.span).unwrap().as_str(), error.message.as_str()),
+            (place, "'nmae' is undefined")
+        );
         assert_eq!(error.hint.as_deref(), Some("did you mean 'name'?"));
     }
     for kind in [TemplateKind::Jinja, TemplateKind::Tera] {
@@ -185,7 +210,8 @@ fn unknown_spreads_through_templates() {
         assert_eq!(run(kind, "a {{ later }}"), Err(EvalError::Unknown("a download".into())));
         assert_eq!(run(kind, "{% if later %}{% endif %}"), Err(EvalError::Unknown("a download".into())));
     }
-    let names = |text| check_template(TemplateKind::Jinja, &TemplateSource { name: "t", file: FileId(0), text }).unwrap();
+    let names =
+        |text| check_template(TemplateKind::Jinja, &TemplateSource { name: "t", file: FileId(0), text }).unwrap();
     let found = names("{{ a.b }}{% if c %}{{ d }}{% endif %}{{ e | default(1) }}");
     assert_eq!(found.required, BTreeSet::from(["a.b".to_owned(), "c".to_owned()]));
     assert_eq!(found.optional, BTreeSet::from(["e".to_owned()]));
@@ -211,7 +237,9 @@ impl Lookups for Vault {
 #[test]
 fn a_secret_marks_what_was_rendered_with_it() {
     let scope = scope().with_lookups(Arc::new(Vault));
-    let run = |text| render_template(TemplateKind::Jinja, &TemplateSource { name: "t", file: FileId(0), text }, &scope, &|_| None);
+    let run = |text| {
+        render_template(TemplateKind::Jinja, &TemplateSource { name: "t", file: FileId(0), text }, &scope, &|_| None)
+    };
     assert_eq!(run("{{ secret('k') }}"), Ok(Rendered { text: "s3cret-k".into(), secret: true }));
     assert_eq!(run("{{ name }}"), Ok(Rendered { text: "web".into(), secret: false }));
 }

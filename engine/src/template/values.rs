@@ -121,9 +121,7 @@ pub(super) struct DataRef {
 impl DataRef {
     fn wrap(root: &Arc<Json>, path: &[Step], value: &Json) -> Value {
         match value {
-            Json::Array(_) | Json::Object(_) => {
-                Value::from_object(Self { root: root.clone(), path: path.to_vec() })
-            }
+            Json::Array(_) | Json::Object(_) => Value::from_object(Self { root: root.clone(), path: path.to_vec() }),
             other => scalar(other),
         }
     }
@@ -282,11 +280,7 @@ fn index(key: &Value, len: usize) -> Option<usize> {
         return None;
     }
     let index = key.as_i64()?;
-    if index < 0 {
-        len.checked_sub(usize::try_from(index.unsigned_abs()).ok()?)
-    } else {
-        usize::try_from(index).ok()
-    }
+    if index < 0 { len.checked_sub(usize::try_from(index.unsigned_abs()).ok()?) } else { usize::try_from(index).ok() }
 }
 
 /// Keys of mappings are text: `ports[8500]` finds what YAML wrote as `8500:`.
@@ -315,9 +309,10 @@ fn plain(value: &Value, depth: usize) -> Result<Json, Error> {
         ValueKind::Undefined => return Err(Error::from(ErrorKind::UndefinedError)),
         ValueKind::None => Json::Null,
         ValueKind::Bool => Json::Bool(value.is_true()),
-        ValueKind::Number => Json::Number(plain_number(value).ok_or_else(|| {
-            wrong(format!("the number {value} cannot be kept: it is too large, or no number"))
-        })?),
+        ValueKind::Number => Json::Number(
+            plain_number(value)
+                .ok_or_else(|| wrong(format!("the number {value} cannot be kept: it is too large, or no number")))?,
+        ),
         ValueKind::String => Json::String(value.as_str().unwrap_or_default().to_owned()),
         ValueKind::Bytes => Json::String(
             String::from_utf8(value.as_bytes().unwrap_or_default().to_vec())

@@ -60,7 +60,11 @@ fn with_clock(callers: Arc<dyn Callers>, now: fn() -> Instant) -> Router {
     Router::new().fallback(handle).with_state(Arc::new(Imds { callers, tokens: Mutex::default(), now }))
 }
 
-async fn handle(State(imds): State<Arc<Imds>>, ConnectInfo(from): ConnectInfo<SocketAddr>, request: Request) -> Response<Body> {
+async fn handle(
+    State(imds): State<Arc<Imds>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response<Body> {
     let mut response = imds.answer(from.ip(), &request);
     response.headers_mut().insert(SERVER, HeaderValue::from_static("EC2ws"));
     response
@@ -98,7 +102,8 @@ impl Imds {
         if headers.contains_key("x-forwarded-for") {
             return status(StatusCode::FORBIDDEN);
         }
-        let wanted = headers.get(TTL_HEADER).and_then(|value| value.to_str().ok()).and_then(|value| value.trim().parse().ok());
+        let wanted =
+            headers.get(TTL_HEADER).and_then(|value| value.to_str().ok()).and_then(|value| value.trim().parse().ok());
         let Some(ttl) = wanted.filter(|ttl| TTL_SECONDS.contains(ttl)) else {
             return status(StatusCode::BAD_REQUEST);
         };

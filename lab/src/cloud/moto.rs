@@ -87,11 +87,21 @@ impl Moto {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("{action} in {region} was not answered")]
-    Transport { action: String, region: String, #[source] source: reqwest::Error },
+    Transport {
+        action: String,
+        region: String,
+        #[source]
+        source: reqwest::Error,
+    },
     #[error("{action} in {region} was refused: {code}: {message}")]
     Refused { action: String, region: String, code: String, message: String },
     #[error("the answer to {action} in {region} cannot be read")]
-    Malformed { action: String, region: String, #[source] source: XmlError },
+    Malformed {
+        action: String,
+        region: String,
+        #[source]
+        source: XmlError,
+    },
     #[error("the answer to {action} in {region} has no `{field}`")]
     Missing { action: String, region: String, field: &'static str },
 }
@@ -114,9 +124,15 @@ impl Api {
     }
 
     /// One EC2 call; returns the root of the answer.
-    pub(crate) async fn ec2(&self, region: &str, action: &str, parameters: &[(&str, &str)]) -> Result<Element, ApiError> {
+    pub(crate) async fn ec2(
+        &self,
+        region: &str,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<Element, ApiError> {
         let transport = |source| ApiError::Transport { action: action.to_owned(), region: region.to_owned(), source };
-        let body = encode([("Action", action), ("Version", "2016-11-15")].into_iter().chain(parameters.iter().copied()));
+        let body =
+            encode([("Action", action), ("Version", "2016-11-15")].into_iter().chain(parameters.iter().copied()));
         let answer = self
             .http
             .post(&self.base)

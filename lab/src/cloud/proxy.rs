@@ -103,7 +103,12 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
         Ok(answer) => answer,
         Err(error) => {
             tracing::error!(%error, "the API server does not answer");
-            return failure(&call, StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", &format!("the API server does not answer: {error}"));
+            return failure(
+                &call,
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ServiceUnavailable",
+                &format!("the API server does not answer: {error}"),
+            );
         }
     };
     if !answer.status.is_success() {
@@ -116,7 +121,8 @@ async fn handle(State(proxy): State<Arc<Proxy>>, request: Request) -> Response<B
         if !call.region.is_empty() {
             proxy.shared.watch(&call.region);
         }
-        let afresh = call.action.as_deref().is_some_and(|action| action.starts_with("Modify") || action.starts_with("Reset"));
+        let afresh =
+            call.action.as_deref().is_some_and(|action| action.starts_with("Modify") || action.starts_with("Reset"));
         if let Err(error) = proxy.follow(&call, afresh).await {
             let message = format!("{error:#}");
             if before.as_deref() == Some(message.as_str()) {
@@ -155,13 +161,20 @@ impl Answer {
 }
 
 impl Proxy {
-    async fn forward(&self, method: Method, path: &str, headers: &HeaderMap, body: Bytes) -> Result<Answer, reqwest::Error> {
+    async fn forward(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, reqwest::Error> {
         let mut headers = headers.clone();
         // `Host` stays: S3 reads the bucket from it.
         for name in [CONNECTION, TRANSFER_ENCODING, CONTENT_LENGTH, EXPECT] {
             headers.remove(name);
         }
-        let answer = self.http.request(method, format!("{}{path}", self.upstream)).headers(headers).body(body).send().await?;
+        let answer =
+            self.http.request(method, format!("{}{path}", self.upstream)).headers(headers).body(body).send().await?;
         Ok(Answer { status: answer.status(), headers: answer.headers().clone(), body: answer.bytes().await? })
     }
 

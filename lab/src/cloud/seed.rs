@@ -24,11 +24,15 @@ const SMALLEST_SUBNET: u8 = 28;
 /// Why a lab file cannot become instances.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum PlanError {
-    #[error("instance `{instance}`: `{zone}` is no availability zone (expected a region and a letter, such as us-west-2a)")]
+    #[error(
+        "instance `{instance}`: `{zone}` is no availability zone (expected a region and a letter, such as us-west-2a)"
+    )]
     Zone { instance: String, zone: String },
     #[error("{count} zones do not fit into {subnet}: at most {most}")]
     TooManyZones { count: usize, subnet: Ipv4Net, most: usize },
-    #[error("instance `{instance}`: {address} is not in {subnet}, the part of its zone {zone} (from {first} to {last})")]
+    #[error(
+        "instance `{instance}`: {address} is not in {subnet}, the part of its zone {zone} (from {first} to {last})"
+    )]
     Outside { instance: String, address: Ipv4Addr, zone: String, subnet: Ipv4Net, first: Ipv4Addr, last: Ipv4Addr },
     #[error("instances `{first}` and `{second}` both want the address {address}")]
     Taken { first: String, second: String, address: Ipv4Addr },
@@ -62,7 +66,12 @@ pub(crate) fn region_of(zone: &str) -> Option<&str> {
 }
 
 /// Divides the lab's range among the zones that are used, and gives every instance an address.
-pub(crate) fn plan(subnet: Ipv4Net, region: &str, keys: &[&str], instances: &[InstanceSpec]) -> Result<Plan, PlanError> {
+pub(crate) fn plan(
+    subnet: Ipv4Net,
+    region: &str,
+    keys: &[&str],
+    instances: &[InstanceSpec],
+) -> Result<Plan, PlanError> {
     for key in keys {
         let plain = key.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
         if key.is_empty() || !plain || key.starts_with(['.', '-']) {
@@ -74,7 +83,10 @@ pub(crate) fn plan(subnet: Ipv4Net, region: &str, keys: &[&str], instances: &[In
             return Err(PlanError::Zone { instance: instance.name.clone(), zone: instance.zone.clone() });
         }
         if let Some(key) = instance.key.as_ref().filter(|key| !keys.contains(&key.as_str())) {
-            let nearest = keys.iter().find(|known| known.eq_ignore_ascii_case(key)).or_else(|| keys.first().filter(|_| keys.len() == 1));
+            let nearest = keys
+                .iter()
+                .find(|known| known.eq_ignore_ascii_case(key))
+                .or_else(|| keys.first().filter(|_| keys.len() == 1));
             return Err(PlanError::Key {
                 instance: instance.name.clone(),
                 key: key.clone(),
@@ -214,7 +226,10 @@ pub(crate) async fn seed(api: &Api, config: &CloudConfig) -> anyhow::Result<()> 
 
 /// The API knows which zones exist.
 async fn check_zones(api: &Api, region: &str, wanted: impl Iterator<Item = &String>) -> anyhow::Result<()> {
-    let answer = api.ec2(region, "DescribeAvailabilityZones", &[]).await.with_context(|| format!("cannot use the region `{region}`"))?;
+    let answer = api
+        .ec2(region, "DescribeAvailabilityZones", &[])
+        .await
+        .with_context(|| format!("cannot use the region `{region}`"))?;
     let known: Vec<&str> = answer.items("availabilityZoneInfo").filter_map(|zone| zone.at(&["zoneName"])).collect();
     for zone in wanted.filter(|zone| region_of(zone) == Some(region)) {
         if !known.contains(&zone.as_str()) {
@@ -228,9 +243,11 @@ async fn check_zones(api: &Api, region: &str, wanted: impl Iterator<Item = &Stri
 /// Without a default VPC, an instance that names no subnet is refused, as in an AWS account without one: in the
 /// default VPC it would have an address that no host can have.
 async fn remove_default_network(api: &Api, region: &str) -> Result<(), ApiError> {
-    let vpcs = api.ec2(region, "DescribeVpcs", &[("Filter.1.Name", "is-default"), ("Filter.1.Value.1", "true")]).await?;
+    let vpcs =
+        api.ec2(region, "DescribeVpcs", &[("Filter.1.Name", "is-default"), ("Filter.1.Value.1", "true")]).await?;
     for vpc in vpcs.items("vpcSet").filter_map(|vpc| vpc.at(&["vpcId"])) {
-        let subnets = api.ec2(region, "DescribeSubnets", &[("Filter.1.Name", "vpc-id"), ("Filter.1.Value.1", vpc)]).await?;
+        let subnets =
+            api.ec2(region, "DescribeSubnets", &[("Filter.1.Name", "vpc-id"), ("Filter.1.Value.1", vpc)]).await?;
         for subnet in subnets.items("subnetSet").filter_map(|subnet| subnet.at(&["subnetId"])) {
             api.ec2(region, "DeleteSubnet", &[("SubnetId", subnet)]).await?;
         }
@@ -245,7 +262,8 @@ async fn tag(api: &Api, region: &str, resource: &str, name: &str) -> Result<(), 
 }
 
 async fn register_image(api: &Api, region: &str, name: &str) -> Result<String, ApiError> {
-    let asked = [("Name", name), ("Architecture", "x86_64"), ("VirtualizationType", "hvm"), ("RootDeviceName", "/dev/xvda")];
+    let asked =
+        [("Name", name), ("Architecture", "x86_64"), ("VirtualizationType", "hvm"), ("RootDeviceName", "/dev/xvda")];
     api.ec2_field(region, "RegisterImage", &asked, &["imageId"]).await
 }
 
@@ -313,7 +331,8 @@ async fn key_pair(folder: &Path, name: &str, lab: &str, owner: &Owner) -> anyhow
         );
     }
     for path in [folder, &private, &public] {
-        chown(path, Some(owner.uid), Some(owner.gid)).with_context(|| format!("cannot give {} to its owner", path.display()))?;
+        chown(path, Some(owner.uid), Some(owner.gid))
+            .with_context(|| format!("cannot give {} to its owner", path.display()))?;
     }
     read_line(&public)
 }
@@ -346,20 +365,28 @@ mod tests {
 
     #[test]
     fn one_zone_counts_from_ten_in_file_order_around_fixed_addresses() {
-        let instances = [spec("a", "us-west-2a", None), spec("b", "us-west-2a", Some("10.77.3.11")), spec("c", "us-west-2a", None)];
+        let instances =
+            [spec("a", "us-west-2a", None), spec("b", "us-west-2a", Some("10.77.3.11")), spec("c", "us-west-2a", None)];
         let plan = plan(net("10.77.3.0/24"), "us-west-2", &[], &instances).unwrap();
-        assert_eq!(plan.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.77.3.10", "10.77.3.11", "10.77.3.12"]);
+        assert_eq!(
+            plan.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.77.3.10", "10.77.3.11", "10.77.3.12"]
+        );
         assert_eq!(plan.zones["us-west-2a"], net("10.77.3.0/24"));
     }
 
     #[test]
     fn every_zone_has_a_subnet_of_its_own() {
-        let instances = [spec("a", "us-west-2c", None), spec("b", "us-west-2a", None), spec("c", "eu-central-1b", None)];
+        let instances =
+            [spec("a", "us-west-2c", None), spec("b", "us-west-2a", None), spec("c", "eu-central-1b", None)];
         let plan = plan(net("10.77.3.0/24"), "us-west-2", &[], &instances).unwrap();
         assert_eq!(plan.zones["eu-central-1b"], net("10.77.3.0/26"));
         assert_eq!(plan.zones["us-west-2a"], net("10.77.3.64/26"));
         assert_eq!(plan.zones["us-west-2c"], net("10.77.3.128/26"));
-        assert_eq!(plan.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.77.3.138", "10.77.3.74", "10.77.3.10"]);
+        assert_eq!(
+            plan.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.77.3.138", "10.77.3.74", "10.77.3.10"]
+        );
     }
 
     #[test]
@@ -371,7 +398,8 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         let subnet = net("10.77.3.0/24");
-        let refused = |instances: &[InstanceSpec]| plan(subnet, "us-west-2", &["kraken"], instances).unwrap_err().to_string();
+        let refused =
+            |instances: &[InstanceSpec]| plan(subnet, "us-west-2", &["kraken"], instances).unwrap_err().to_string();
         assert!(refused(&[spec("a", "us-west-2", None)]).contains("instance `a`: `us-west-2` is no availability zone"));
         assert!(refused(&[spec("a", "", None)]).contains("is no availability zone"));
         assert!(refused(&[spec("a", "us-west-2a", Some("10.77.4.10"))]).contains("10.77.4.10 is not in 10.77.3.0/24"));

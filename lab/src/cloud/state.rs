@@ -18,12 +18,18 @@ use super::{Hypervisor, Instance, State};
 
 /// [`Hypervisor`] behind a pointer.
 trait Follow: Send + Sync {
-    fn reconcile<'a>(&'a self, instances: &'a [Instance]) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
+    fn reconcile<'a>(
+        &'a self,
+        instances: &'a [Instance],
+    ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
     fn console(&self, id: &str) -> anyhow::Result<String>;
 }
 
 impl<H: Hypervisor> Follow for H {
-    fn reconcile<'a>(&'a self, instances: &'a [Instance]) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>> {
+    fn reconcile<'a>(
+        &'a self,
+        instances: &'a [Instance],
+    ) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>> {
         Box::pin(Hypervisor::reconcile(self, instances))
     }
 
@@ -60,7 +66,12 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(api: Api, subnet: Ipv4Net, regions: BTreeSet<String>, hypervisor: Arc<impl Hypervisor + 'static>) -> Self {
+    pub(crate) fn new(
+        api: Api,
+        subnet: Ipv4Net,
+        regions: BTreeSet<String>,
+        hypervisor: Arc<impl Hypervisor + 'static>,
+    ) -> Self {
         Self {
             api,
             subnet,
@@ -98,7 +109,8 @@ impl Shared {
     /// The host of this running instance has powered itself off.
     pub(crate) async fn powered_off(&self, id: &str) -> anyhow::Result<()> {
         let instances = self.instances();
-        let instance = instances.iter().find(|instance| instance.id == id).with_context(|| format!("no instance {id}"))?;
+        let instance =
+            instances.iter().find(|instance| instance.id == id).with_context(|| format!("no instance {id}"))?;
         let asked = [("InstanceId", id), ("Attribute", "instanceInitiatedShutdownBehavior")];
         let answer = self.api.ec2(&instance.region, "DescribeInstanceAttribute", &asked).await?;
         let action = match answer.at(&["instanceInitiatedShutdownBehavior", "value"]) {
@@ -112,7 +124,8 @@ impl Shared {
     /// Starts this stopped instance through the API.
     pub(crate) async fn start_instance(&self, id: &str) -> anyhow::Result<()> {
         let instances = self.instances();
-        let instance = instances.iter().find(|instance| instance.id == id).with_context(|| format!("no instance {id}"))?;
+        let instance =
+            instances.iter().find(|instance| instance.id == id).with_context(|| format!("no instance {id}"))?;
         self.api.ec2(&instance.region, "StartInstances", &[("InstanceId.1", id)]).await?;
         self.refresh(false).await
     }
@@ -129,7 +142,8 @@ impl Shared {
     pub(crate) async fn refresh(&self, afresh: bool) -> anyhow::Result<()> {
         let mut fixed = self.turn.lock().await;
         let result = self.follow(&mut fixed, afresh).await;
-        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().err().map(|error| format!("{error:#}"));
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) =
+            result.as_ref().err().map(|error| format!("{error:#}"));
         result
     }
 
@@ -143,7 +157,8 @@ impl Shared {
         let _turn = self.turn.lock().await;
         let now = self.instances();
         let mut off = now.to_vec();
-        for instance in off.iter_mut().filter(|instance| instance.state == State::Running && ids.contains(&instance.id)) {
+        for instance in off.iter_mut().filter(|instance| instance.state == State::Running && ids.contains(&instance.id))
+        {
             instance.state = State::Stopped;
         }
         self.hypervisor.reconcile(&off).await.context("hosts cannot shut down")?;
@@ -245,7 +260,10 @@ impl Shared {
 
     /// Reads what [`Fixed`] holds.
     async fn fixed(&self, region: &str, id: &str, image_id: &str, key: Option<&str>) -> anyhow::Result<Fixed> {
-        let images = self.api.ec2(region, "DescribeImages", &[("Filter.1.Name", "image-id"), ("Filter.1.Value.1", image_id)]).await?;
+        let images = self
+            .api
+            .ec2(region, "DescribeImages", &[("Filter.1.Name", "image-id"), ("Filter.1.Value.1", image_id)])
+            .await?;
         let image = images.items("imagesSet").find_map(|image| image.at(&["name"])).unwrap_or(image_id).to_owned();
         let mut public_keys = Vec::new();
         if let Some(key) = key {
@@ -253,10 +271,8 @@ impl Shared {
             let pairs = self.api.ec2(region, "DescribeKeyPairs", &asked).await?;
             public_keys.extend(pairs.items("keySet").filter_map(|pair| pair.at(&["publicKey"])).map(str::to_owned));
         }
-        let attribute = self
-            .api
-            .ec2(region, "DescribeInstanceAttribute", &[("InstanceId", id), ("Attribute", "userData")])
-            .await?;
+        let attribute =
+            self.api.ec2(region, "DescribeInstanceAttribute", &[("InstanceId", id), ("Attribute", "userData")]).await?;
         let user_data = attribute
             .at(&["userData", "value"])
             .map(|encoded| {

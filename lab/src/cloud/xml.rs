@@ -32,10 +32,9 @@ impl Element {
         let mut root = None;
         for token in Tokenizer::from(text) {
             match token? {
-                Token::ElementStart { local, .. } => stack.push(Self {
-                    name: local.as_str().to_owned(),
-                    ..Self::default()
-                }),
+                Token::ElementStart { local, .. } => {
+                    stack.push(Self { name: local.as_str().to_owned(), ..Self::default() })
+                }
                 Token::ElementEnd { end, .. } => {
                     let expected = match end {
                         ElementEnd::Open => continue,
@@ -44,10 +43,7 @@ impl Element {
                     };
                     let Some(mut done) = stack.pop() else { continue };
                     if let Some(found) = expected.filter(|found| found.as_str() != done.name) {
-                        return Err(XmlError::Mismatch {
-                            expected: done.name,
-                            found: found.as_str().to_owned(),
-                        });
+                        return Err(XmlError::Mismatch { expected: done.name, found: found.as_str().to_owned() });
                     }
                     done.text = done.text.trim().into();
                     match stack.last_mut() {
@@ -91,17 +87,12 @@ impl Element {
 
     /// The `item`s of a list element, none where the list is missing.
     pub(crate) fn items(&self, list: &str) -> impl Iterator<Item = &Self> {
-        self.child(list)
-            .into_iter()
-            .flat_map(|list| list.children.iter())
-            .filter(|child| child.name == "item")
+        self.child(list).into_iter().flat_map(|list| list.children.iter()).filter(|child| child.name == "item")
     }
 
     /// The first descendant of that name, depth first.
     pub(crate) fn find(&self, name: &str) -> Option<&Self> {
-        self.children
-            .iter()
-            .find_map(|child| if child.name == name { Some(child) } else { child.find(name) })
+        self.children.iter().find_map(|child| if child.name == name { Some(child) } else { child.find(name) })
     }
 }
 
@@ -111,9 +102,7 @@ fn resolve(raw: &str, into: &mut String) -> Result<(), XmlError> {
     while let Some(start) = rest.find('&') {
         into.push_str(&rest[..start]);
         let after = &rest[start + 1..];
-        let end = after
-            .find(';')
-            .ok_or_else(|| XmlError::Entity(after.chars().take(12).collect()))?;
+        let end = after.find(';').ok_or_else(|| XmlError::Entity(after.chars().take(12).collect()))?;
         let name = &after[..end];
         let resolved = match name {
             "amp" => Some('&'),

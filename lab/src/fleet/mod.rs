@@ -188,7 +188,8 @@ impl Fleet {
             }
         };
         let number = self.boots.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-        let pid = Pid::from_raw(child.id().and_then(|pid| i32::try_from(pid).ok()).context("systemd-nspawn ended at once")?);
+        let pid =
+            Pid::from_raw(child.id().and_then(|pid| i32::try_from(pid).ok()).context("systemd-nspawn ended at once")?);
         let (ended_tx, ended) = watch::channel(false);
         let (ready_tx, ready) = watch::channel(None);
         let (events, id) = (self.events.clone(), host.instance.id.clone());

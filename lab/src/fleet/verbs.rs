@@ -88,7 +88,10 @@ impl Fleet {
 
     fn no_boot(&self, name: &str, id: &str) -> anyhow::Error {
         let disk = Disk::new(&self.env.paths, id);
-        let said = [disk.console(), disk.log()].iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect::<String>();
+        let said = [disk.console(), disk.log()]
+            .iter()
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .collect::<String>();
         let message = format!("{name} ({id}) does not come up: {}", crate::run::last_lines(&said, 3));
         Failure::new(message, format!("lab console {id}")).into()
     }
@@ -115,7 +118,8 @@ impl Fleet {
         let mut hosts = self.hosts.lock().await;
         let host = find(&mut hosts, name)?;
         let init = self.env.cgroups.init_of(&self.env.paths.name, &host.instance.id);
-        let down = || Failure::new(format!("{} is down", host.instance.name), format!("lab start {}", host.instance.name));
+        let down =
+            || Failure::new(format!("{} is down", host.instance.name), format!("lab start {}", host.instance.name));
         // Noted first, so that `clear` also mends what breaks off half-way.
         host.faults.extend(fault);
         match fault {

@@ -80,7 +80,13 @@ impl Workshop<'_> {
 
     /// The folder `KIND/NAME-KEY` of the cache, made by `make` if it is not there whole. Two callers at once: the
     /// second waits for the first. A half-made folder, from a crash, is made anew.
-    pub(crate) async fn once<F>(&self, kind: &str, name: &str, inputs: &[&str], make: impl FnOnce(PathBuf) -> F) -> anyhow::Result<PathBuf>
+    pub(crate) async fn once<F>(
+        &self,
+        kind: &str,
+        name: &str,
+        inputs: &[&str],
+        make: impl FnOnce(PathBuf) -> F,
+    ) -> anyhow::Result<PathBuf>
     where
         F: Future<Output = anyhow::Result<()>>,
     {
@@ -92,14 +98,17 @@ impl Workshop<'_> {
             return Ok(folder);
         }
         let waiting = shelf.clone();
-        let _lock = tokio::task::spawn_blocking(move || paths::lock_in(&waiting)).await.context("the wait for a lock was broken off")??;
+        let _lock = tokio::task::spawn_blocking(move || paths::lock_in(&waiting))
+            .await
+            .context("the wait for a lock was broken off")??;
         // Made by root on the owner's behalf, it must not keep the owner out.
         paths::give(&shelf.join("lock"), self.owner)?;
         if complete.exists() {
             return Ok(folder);
         }
         if folder.exists() {
-            std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove the unfinished {}", folder.display()))?;
+            std::fs::remove_dir_all(&folder)
+                .with_context(|| format!("cannot remove the unfinished {}", folder.display()))?;
         }
         paths::create_owned(&folder, self.owner)?;
         make(folder.clone()).await?;
@@ -146,7 +155,8 @@ pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow:
 /// The first executable of that name on a search path.
 pub(crate) fn find(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
-    let runnable = |file: &PathBuf| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let runnable =
+        |file: &PathBuf| file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
     std::env::split_paths(path?).filter(|folder| folder.is_absolute()).map(|folder| folder.join(name)).find(runnable)
 }
 

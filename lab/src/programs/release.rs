@@ -34,7 +34,11 @@ pub(super) async fn fetch(recipe: &Recipe, base: &str, workshop: &Workshop<'_>) 
 
 async fn download(recipe: &Recipe, base: &str) -> anyhow::Result<Vec<u8>> {
     let client = if base.starts_with("https:") {
-        reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).timeout(ANSWER_LIMIT).build().context("cannot make an HTTPS client")?
+        reqwest::Client::builder()
+            .connect_timeout(CONNECT_LIMIT)
+            .timeout(ANSWER_LIMIT)
+            .build()
+            .context("cannot make an HTTPS client")?
     } else {
         crate::cloud::moto::plain_client()?
     };
@@ -43,7 +47,8 @@ async fn download(recipe: &Recipe, base: &str) -> anyhow::Result<Vec<u8>> {
     let file = format!("{name}_{version}_linux_{}.zip", go_arch());
     let sums = get(&client, &format!("{folder}/{name}_{version}_SHA256SUMS")).await?;
     let sums = String::from_utf8_lossy(&sums).into_owned();
-    let wanted = expected(&sums, &file).with_context(|| format!("{name}_{version}_SHA256SUMS does not name {file}"))?.to_owned();
+    let wanted =
+        expected(&sums, &file).with_context(|| format!("{name}_{version}_SHA256SUMS does not name {file}"))?.to_owned();
     let archive = get(&client, &format!("{folder}/{file}")).await?;
     let found = crate::mirror::hex(&<sha2::Sha256 as sha2::Digest>::digest(&archive));
     anyhow::ensure!(found == wanted, "{file} has the SHA-256 {found}, its list says {wanted}");

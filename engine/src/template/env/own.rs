@@ -10,10 +10,53 @@ use super::{super::values, with_named, wrong};
 
 /// All filters that are registered here.
 pub(super) const NAMES: &[&str] = &[
-    "abs", "attr", "batch", "capitalize", "chain", "count", "d", "default", "dictsort", "e", "escape", "extract",
-    "first", "float", "format", "groupby", "indent", "int", "items", "last", "length", "lines", "list", "lower",
-    "mandatory", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse", "round", "safe",
-    "select", "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "trim", "upper", "urlencode", "zip",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "chain",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "extract",
+    "first",
+    "float",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "last",
+    "length",
+    "lines",
+    "list",
+    "lower",
+    "mandatory",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "upper",
+    "urlencode",
+    "zip",
 ];
 
 pub(super) fn register(env: &mut Environment<'static>) {
@@ -46,13 +89,10 @@ pub(super) fn register(env: &mut Environment<'static>) {
         std::iter::once(&value).chain(rest.iter()).try_for_each(defined)?;
         builtin::zip(state, value, rest)
     });
-    env.add_filter(
-        "groupby",
-        |value: Value, attribute: Option<String>, named: Kwargs| -> Result<Value, Error> {
-            defined(&value)?;
-            builtin::groupby(value, attribute.as_deref(), named)
-        },
-    );
+    env.add_filter("groupby", |value: Value, attribute: Option<String>, named: Kwargs| -> Result<Value, Error> {
+        defined(&value)?;
+        builtin::groupby(value, attribute.as_deref(), named)
+    });
     env.add_filter("urlencode", |value: &Value| -> Result<String, Error> {
         defined(value)?;
         builtin::urlencode(value)

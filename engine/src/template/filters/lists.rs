@@ -69,9 +69,7 @@ fn unique(value: Value, args: &mut Args) -> Result<Value, String> {
     let mut out = Vec::new();
     for item in list_of(value)? {
         let key = match &path {
-            Some(path) => {
-                identity(attribute(&item, path).ok_or_else(|| format!("an item has no attribute '{path}'"))?)
-            }
+            Some(path) => identity(attribute(&item, path).ok_or_else(|| format!("an item has no attribute '{path}'"))?),
             None => identity(&item),
         };
         if seen.insert(if case_sensitive { key } else { key.to_lowercase() }) {

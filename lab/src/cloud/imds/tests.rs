@@ -30,7 +30,8 @@ impl Callers for Two {
 }
 
 fn instance() -> Instance {
-    let tags = [("Name", "consul-server-1"), ("Cluster", "kraken"), ("with space", "no"), ("a/b", "no"), ("ü:x", "yes")];
+    let tags =
+        [("Name", "consul-server-1"), ("Cluster", "kraken"), ("with space", "no"), ("a/b", "no"), ("ü:x", "yes")];
     Instance {
         id: "i-0123456789abcdef0".to_owned(),
         name: "consul-server-1".to_owned(),
@@ -107,14 +108,23 @@ async fn an_instance_reads_itself() {
     let document: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&document["region"], &document["privateIp"]), (&"us-west-2".into(), &"10.77.1.10".into()));
     let (_, listing) = get(&client, &base, &token, "latest/meta-data/").await;
-    assert!(listing.lines().any(|line| line == "public-keys/") && listing.lines().any(|line| line == "ami-id"), "{listing}");
+    assert!(
+        listing.lines().any(|line| line == "public-keys/") && listing.lines().any(|line| line == "ami-id"),
+        "{listing}"
+    );
 }
 
 #[tokio::test]
 async fn what_is_not_there_is_not_found() {
     let (base, client) = one().await;
     let token = token(&client, &base, "60").await;
-    for path in ["latest/meta-data/nothing", "latest/meta-data/public-ipv4", "1999-01-01/meta-data/", "latest/meta-data/tags/instance/Nope", "latest/%zz"] {
+    for path in [
+        "latest/meta-data/nothing",
+        "latest/meta-data/public-ipv4",
+        "1999-01-01/meta-data/",
+        "latest/meta-data/tags/instance/Nope",
+        "latest/%zz",
+    ] {
         assert_eq!(get(&client, &base, &token, path).await.0, 404, "{path}");
     }
 }
@@ -158,7 +168,14 @@ async fn a_token_ends() {
 #[tokio::test]
 async fn each_caller_sees_itself_and_tokens_do_not_travel() {
     let base = served(Two).await;
-    let from = |last: u8| reqwest::Client::builder().tls_certs_only([]).no_proxy().local_address(IpAddr::from([127, 0, 0, last])).build().unwrap();
+    let from = |last: u8| {
+        reqwest::Client::builder()
+            .tls_certs_only([])
+            .no_proxy()
+            .local_address(IpAddr::from([127, 0, 0, last]))
+            .build()
+            .unwrap()
+    };
     let (second, third, stranger) = (from(2), from(3), from(9));
     let token_of_second = token(&second, &base, "60").await;
     let token_of_third = token(&third, &base, "60").await;
@@ -172,7 +189,8 @@ async fn each_caller_sees_itself_and_tokens_do_not_travel() {
 
 #[tokio::test]
 async fn without_key_and_user_data_those_paths_are_missing() {
-    let bare = Instance { key_name: None, public_keys: Vec::new(), user_data: None, tags: IndexMap::new(), ..instance() };
+    let bare =
+        Instance { key_name: None, public_keys: Vec::new(), user_data: None, tags: IndexMap::new(), ..instance() };
     let base = served(One(Mutex::new(Some(bare)))).await;
     let client = plain_client().unwrap();
     let token = token(&client, &base, "60").await;

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use indexmap::IndexMap;
 
 use super::*;
-use crate::cloud::{self, Cloud, CloudConfig, Endpoints, Hypervisor, Instance, InstanceSpec, KeySpec, Owner, State as InstanceState};
+use crate::cloud::{
+    self, Cloud, CloudConfig, Endpoints, Hypervisor, Instance, InstanceSpec, KeySpec, Owner, State as InstanceState,
+};
 
 /// Remembers what it was told; refuses an image named `broken`.
 #[derive(Default)]
@@ -27,7 +29,10 @@ impl Hypervisor for Listener {
         history.extend(instances.iter().find(|instance| instance.name == "one").map(|instance| instance.state));
         history.dedup();
         drop(history);
-        anyhow::ensure!(!instances.iter().any(|instance| instance.image == "broken" && instance.state == InstanceState::Running), "no such base: broken");
+        anyhow::ensure!(
+            !instances.iter().any(|instance| instance.image == "broken" && instance.state == InstanceState::Running),
+            "no such base: broken"
+        );
         Ok(())
     }
 
@@ -76,7 +81,11 @@ struct Running {
 
 async fn running(instances: Vec<InstanceSpec>) -> Running {
     let folder = tempfile::tempdir().unwrap();
-    let me = Owner { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), home: folder.path().to_owned() };
+    let me = Owner {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        home: folder.path().to_owned(),
+    };
     let cache = crate::paths::cache_dir(&crate::paths::owner().unwrap()).unwrap();
     let server = crate::serve::moto(&cache, &crate::paths::owner().unwrap()).await.unwrap();
     let empty = folder.path().join("empty");
@@ -92,7 +101,12 @@ async fn running(instances: Vec<InstanceSpec>) -> Running {
         keys: vec![KeySpec { name: "kraken".to_owned() }],
         instances,
         owner: me,
-        prepared: crate::serve::Prepared { moto: server.clone(), programs: Vec::new(), mirror: empty.clone(), apt: empty },
+        prepared: crate::serve::Prepared {
+            moto: server.clone(),
+            programs: Vec::new(),
+            mirror: empty.clone(),
+            apt: empty,
+        },
         interval: Duration::from_millis(200),
     };
     let cloud = cloud::start(config, Arc::clone(&listener)).await.unwrap();
@@ -128,7 +142,10 @@ fn public_line(private: &Path) -> String {
 async fn hosts_follow_every_call_before_it_is_answered() {
     let lab = running(vec![spec("one", "us-west-2a"), spec("far", "eu-central-1b")]).await;
     let one = lab.listener.named("one").unwrap();
-    assert_eq!((one.address, one.zone.as_str(), one.image.as_str()), (Ipv4Addr::new(10, 77, 9, 138), "us-west-2a", "debian-12"));
+    assert_eq!(
+        (one.address, one.zone.as_str(), one.image.as_str()),
+        (Ipv4Addr::new(10, 77, 9, 138), "us-west-2a", "debian-12")
+    );
     assert_eq!(one.tags.get("Cluster").map(String::as_str), Some("kraken & co"));
     assert_eq!(one.public_keys, [public_line(&lab.private_key())]);
     assert_eq!(one.user_data.as_deref(), Some("#!/bin/sh\necho \"grüß\" > /x\n".as_bytes()));
@@ -136,7 +153,11 @@ async fn hosts_follow_every_call_before_it_is_answered() {
 
     lab.call("StopInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
     assert_eq!(lab.listener.named("one").unwrap().state, InstanceState::Stopped);
-    assert_eq!(lab.cloud.shared.by_address(one.address).unwrap().id, one.id, "a host that shuts down may ask for metadata");
+    assert_eq!(
+        lab.cloud.shared.by_address(one.address).unwrap().id,
+        one.id,
+        "a host that shuts down may ask for metadata"
+    );
     lab.call("StartInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
     assert_eq!(lab.listener.named("one").unwrap().state, InstanceState::Running);
     lab.call("RebootInstances", &[("InstanceId.1", &one.id)]).await.unwrap();
@@ -176,7 +197,9 @@ async fn a_host_that_cannot_follow_is_an_error_of_the_call() {
     let reads = lab.call("DescribeInstances", &[]).await;
     assert!(reads.is_ok(), "reading goes on");
     let id = lab.listener.named("one").unwrap().id;
-    lab.call("CreateTags", &[("ResourceId.1", &id), ("Tag.1.Key", "a"), ("Tag.1.Value", "b")]).await.expect("others are not to blame");
+    lab.call("CreateTags", &[("ResourceId.1", &id), ("Tag.1.Key", "a"), ("Tag.1.Value", "b")])
+        .await
+        .expect("others are not to blame");
     assert_eq!(lab.listener.named("one").unwrap().tags["a"], "b");
 }
 
@@ -188,11 +211,20 @@ async fn without_a_subnet_no_instance_starts() {
     assert_eq!(ranges, ["10.77.9.0/24"]);
     let refused = lab.call("RunInstances", &[("ImageId", "ami-12345678"), ("MinCount", "1"), ("MaxCount", "1")]).await;
     assert!(refused.is_err());
-    let up: Vec<_> = lab.cloud.instances().iter().filter(|instance| instance.state == InstanceState::Running).map(|i| i.name.clone()).collect();
+    let up: Vec<_> = lab
+        .cloud
+        .instances()
+        .iter()
+        .filter(|instance| instance.state == InstanceState::Running)
+        .map(|i| i.name.clone())
+        .collect();
     assert_eq!(up, ["one"]);
     let described = lab.call("DescribeInstances", &[]).await.unwrap();
     assert_eq!(described.find("privateIpAddress").unwrap().text, "10.77.9.10");
-    assert!(described.find("publicIp").is_none() && described.at(&["ipAddress"]).is_none(), "public addresses would lead nowhere");
+    assert!(
+        described.find("publicIp").is_none() && described.at(&["ipAddress"]).is_none(),
+        "public addresses would lead nowhere"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -277,16 +309,32 @@ async fn the_sdks_calls_pass_through_and_groups_make_hosts() {
 fn calls_are_told_apart() {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, "application/x-www-form-urlencoded; charset=utf-8".parse().unwrap());
-    headers.insert(AUTHORIZATION, "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/ec2/aws4_request, SignedHeaders=h, Signature=s".parse().unwrap());
+    headers.insert(
+        AUTHORIZATION,
+        "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/ec2/aws4_request, SignedHeaders=h, Signature=s"
+            .parse()
+            .unwrap(),
+    );
     let call = |headers: &HeaderMap, body: &str| Call::read(&Method::POST, None, headers, body.as_bytes());
     let run = call(&headers, "Action=RunInstances&Version=2016-11-15&UserData=a%2Bb");
-    assert_eq!((run.region.as_str(), run.service.as_str(), run.parameter("UserData")), ("eu-west-1", "ec2", Some("a+b")));
+    assert_eq!(
+        (run.region.as_str(), run.service.as_str(), run.parameter("UserData")),
+        ("eu-west-1", "ec2", Some("a+b"))
+    );
     assert!(run.mutates());
     assert!(!call(&headers, "Action=DescribeInstances").mutates());
     assert!(call(&HeaderMap::new(), "Action=RunInstances").parameters.is_empty(), "no form, no call");
-    headers.insert(AUTHORIZATION, "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/sts/aws4_request, SignedHeaders=h, Signature=s".parse().unwrap());
+    headers.insert(
+        AUTHORIZATION,
+        "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/sts/aws4_request, SignedHeaders=h, Signature=s"
+            .parse()
+            .unwrap(),
+    );
     assert!(!call(&headers, "Action=AssumeRole").compute());
-    headers.insert(AUTHORIZATION, "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/autoscaling/aws4_request".parse().unwrap());
+    headers.insert(
+        AUTHORIZATION,
+        "AWS4-HMAC-SHA256 Credential=AK/20260101/eu-west-1/autoscaling/aws4_request".parse().unwrap(),
+    );
     assert!(call(&headers, "Action=SetDesiredCapacity").mutates());
     assert_eq!(scope("Basic abc"), None);
     assert_eq!(scope("Credential=a/b"), None);
