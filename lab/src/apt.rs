@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use anyhow::Context as _;
 
-use crate::base::{MIRROR, MIRROR_VARIABLE, SUITE as RELEASE};
+use crate::base::{Mirror, SUITE as RELEASE};
 use crate::paths;
 use crate::programs::{Workshop, tool};
 
@@ -31,8 +31,8 @@ pub(crate) fn source_line(base: &str, key: &str) -> String {
 pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
     let arch = crate::programs::go_arch();
     let packages = PACKAGES.join(" ");
-    let mirror = debian_mirror();
-    let inputs = [FORMAT, &packages, RELEASE, &mirror, arch, &PROBE_VERSIONS.join(" ")];
+    let mirror = crate::base::mirror()?;
+    let inputs = [FORMAT, &packages, RELEASE, &mirror.url, arch, &PROBE_VERSIONS.join(" ")];
     workshop
         .once("apt", "repository", &inputs, async |folder| {
             (workshop.say)("downloading Debian packages for the hosts");
@@ -47,11 +47,6 @@ pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBu
             sign(workshop, &folder).await
         })
         .await
-}
-
-/// Where the image of the hosts comes from, too.
-fn debian_mirror() -> String {
-    std::env::var(MIRROR_VARIABLE).ok().filter(|url| !url.is_empty()).unwrap_or_else(|| MIRROR.to_owned())
 }
 
 fn give_tree(folder: &Path, workshop: &Workshop<'_>) -> anyhow::Result<()> {
@@ -69,15 +64,16 @@ fn scratch(workshop: &Workshop<'_>) -> anyhow::Result<tempfile::TempDir> {
 }
 
 /// Lets apt resolve for a machine that has nothing installed, so that every dependency is fetched.
-async fn download(workshop: &Workshop<'_>, mirror: &str, pool: &Path, arch: &str) -> anyhow::Result<()> {
+async fn download(workshop: &Workshop<'_>, mirror: &Mirror, pool: &Path, arch: &str) -> anyhow::Result<()> {
     let keyring =
         || crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring");
     anyhow::ensure!(Path::new(KEYRING).exists(), keyring());
-    let mut suites = vec![(mirror.to_owned(), RELEASE.to_owned())];
-    if mirror == MIRROR {
+    let url = &mirror.url;
+    let mut suites = vec![(url.clone(), RELEASE.to_owned())];
+    if mirror.usual {
         // Other mirrors need not have these, or have them elsewhere.
-        suites.push((mirror.to_owned(), format!("{RELEASE}-updates")));
-        suites.push((format!("{mirror}-security"), format!("{RELEASE}-security")));
+        suites.push((url.clone(), format!("{RELEASE}-updates")));
+        suites.push((format!("{url}-security"), format!("{RELEASE}-security")));
     }
     let lines: Vec<String> =
         suites.iter().map(|(url, suite)| format!("deb [signed-by={KEYRING}] {url} {suite} main\n")).collect();

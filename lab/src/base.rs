@@ -11,7 +11,6 @@ use crate::failure::Failure;
 use crate::{output, paths, run};
 
 pub(crate) const SUITE: &str = "bookworm";
-pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
 /// Names another mirror of Debian, for networks where the usual one cannot be reached.
 pub(crate) const MIRROR_VARIABLE: &str = "ROLLCALL_LAB_DEBIAN_MIRROR";
 /// What a Debian server image has, without kernel, documentation tools and cloud-init.
@@ -52,9 +51,40 @@ const FILES: [BaseFile; 6] = [
 ];
 const SETUP: &str = include_str!("base/setup.sh");
 
+/// Where Debian's packages come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mirror {
+    pub(crate) url: String,
+    /// Debian's own: updates and security fixes stand beside it.
+    pub(crate) usual: bool,
+}
+
+/// The mirror that [`MIRROR_VARIABLE`] names, or the one that debootstrap takes by itself.
+pub(crate) fn mirror() -> Result<Mirror> {
+    if let Some(url) = std::env::var(MIRROR_VARIABLE).ok().filter(|url| !url.is_empty()) {
+        return Ok(Mirror { url, usual: false });
+    }
+    let program = run::find("debootstrap").unwrap_or_else(|| PathBuf::from("debootstrap"));
+    let script = std::fs::read_to_string(&program).with_context(|| format!("cannot read {}", program.display()))?;
+    let url = default_mirror(&script).ok_or_else(|| {
+        let message = format!("{} does not say which mirror it takes", program.display());
+        Failure::new(message, format!("name one: {MIRROR_VARIABLE}=URL"))
+    })?;
+    Ok(Mirror { url: url.to_owned(), usual: true })
+}
+
+/// `DEF_MIRROR="URL"`, the first that has a value.
+fn default_mirror(script: &str) -> Option<&str> {
+    script
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("DEF_MIRROR="))
+        .map(|value| value.trim_matches(['"', '\'']))
+        .find(|value| value.contains("://"))
+}
+
 /// Makes the image if it is not in the cache. Returns its root folder.
 pub(crate) fn prepare(owner: &Owner) -> Result<PathBuf> {
-    let mirror = std::env::var(MIRROR_VARIABLE).ok().filter(|m| !m.is_empty()).unwrap_or_else(|| MIRROR.to_owned());
+    let mirror = mirror()?.url;
     let dir = paths::cache_dir(owner)?.join("base");
     paths::create_owned(&dir, owner)?;
     let root = dir.join(key(&mirror)).join("root");
@@ -149,8 +179,16 @@ mod tests {
 
     #[test]
     fn another_mirror_is_another_image() {
-        assert_eq!(key(MIRROR), key(MIRROR));
-        assert_ne!(key(MIRROR), key("http://mirror.example/debian"));
-        assert_eq!(key(MIRROR).len(), 20);
+        let usual = "http://debian.example/debian";
+        assert_eq!(key(usual), key(usual));
+        assert_ne!(key(usual), key("http://mirror.example/debian"));
+        assert_eq!(key(usual).len(), 20);
+    }
+
+    #[test]
+    fn the_usual_mirror_is_debootstraps_own() {
+        let script = "DEF_MIRROR=\"\"\n  DEF_MIRROR=\"http://debian.example/debian\"\nMIRRORS=\"$DEF_MIRROR\"\n";
+        assert_eq!(default_mirror(script), Some("http://debian.example/debian"));
+        assert_eq!(default_mirror("DEF_MIRROR=$1\n"), None);
     }
 }

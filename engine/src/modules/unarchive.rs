@@ -373,7 +373,11 @@ fn refuse_links(dest: &Path, path: &Path, planner: &Planner<'_>) -> Result<(), F
             }
             Some(FileKind::Directory) | None => {}
             Some(_) => {
-                return Err(Failure::new(format!("cannot unpack {}: {} is not a folder", path.display(), at.display())));
+                return Err(Failure::new(format!(
+                    "cannot unpack {}: {} is not a folder",
+                    path.display(),
+                    at.display()
+                )));
             }
         }
     }
