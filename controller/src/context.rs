@@ -125,6 +125,19 @@ impl Context {
         Ok(Arc::new(Transport::new(settings)?))
     }
 
+    /// The one host that a pattern and the limit name; `shown` says what is of one host only.
+    pub(crate) fn one_host(
+        &self,
+        inventory: &Inventory,
+        pattern: &str,
+        limit: Option<&str>,
+        shown: &str,
+    ) -> anyhow::Result<String> {
+        let hosts = inventory.select(pattern, limit).map_err(Wrong::from)?;
+        let [host] = &hosts[..] else { bail!("'{pattern}' are {} hosts; {shown} of one", hosts.len()) };
+        Ok(host.name.clone())
+    }
+
     /// How to get at every host. A host that cannot be described is told when the run would need it.
     pub(crate) fn hosts(
         &self,

@@ -9,7 +9,7 @@ use rollcall_engine::{
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::{
-    context::{Context, Wrong},
+    context::Context,
     exit::Exit,
     options::{Connect, Hosts},
     run::remote::{Dialer, Incoming, dial},
@@ -37,13 +37,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exit> {
     let context = Context::new(sources, &args.hosts.extra)?;
     let inventory = context.inventory(&args.hosts, Vec::new()).await?;
-    let names: Vec<String> = inventory
-        .select(&args.host, args.hosts.limit.as_deref())
-        .map_err(Wrong::from)?
-        .iter()
-        .map(|h| h.name.clone())
-        .collect();
-    let [name] = &names[..] else { bail!("'{}' are {} hosts; facts are shown of one", args.host, names.len()) };
+    let name = &context.one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "facts are shown")?;
     let password = if args.connect.ask_become_pass { Some(crate::context::ask_become_password()?) } else { None };
     let transport = context.transport(&args.connect, &inventory)?;
     let specs = context.hosts(

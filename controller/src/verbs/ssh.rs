@@ -5,7 +5,7 @@ use clap::Args as ClapArgs;
 use rollcall_engine::diag::Sources;
 
 use crate::{
-    context::{Context, Wrong},
+    context::Context,
     options::{Connect, Hosts},
     run::remote::Way,
 };
@@ -32,13 +32,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
     let context = Context::new(sources, &args.hosts.extra)?;
     let inventory = context.inventory(&args.hosts, Vec::new()).await?;
-    let names: Vec<String> = inventory
-        .select(&args.host, args.hosts.limit.as_deref())
-        .map_err(Wrong::from)?
-        .iter()
-        .map(|h| h.name.clone())
-        .collect();
-    let [name] = &names[..] else { bail!("'{}' are {} hosts; a shell is of one", args.host, names.len()) };
+    let name = &context.one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "a shell is")?;
     let transport = context.transport(&args.connect, &inventory)?;
     let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &HashMap::new(), &transport, None);
     let spec = specs.into_iter().next().context("the host vanished")?;
