@@ -10,8 +10,10 @@ CARGO_TARGET_DIR ?= $(cache)/target
 override CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
 export CARGO_TARGET_DIR
 
-release := $(CARGO_TARGET_DIR)/release
 programs := controller agent lab
+# `dev`: the programs that the tests build anyway, unoptimised.
+PROFILE ?= release
+built := $(CARGO_TARGET_DIR)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 PREFIX ?= /usr/local
 bindir := $(DESTDIR)$(PREFIX)/bin
 # The nearest folder that is there tells whether installing needs sudo.
@@ -33,19 +35,19 @@ setup: ## Install what is missing on this machine (Debian, Ubuntu; sudo)
 	@lab/setup
 
 build: ## The programs as they are shipped
-	cargo build --release --locked $(programs:%=--package rollcall-%)
+	cargo build --profile $(PROFILE) --locked $(programs:%=--package rollcall-%)
 
 demo: setup build ## Eleven hosts, and a Consul cluster on ten of them
-	@lab/demo up
+	@PROFILE=$(PROFILE) lab/demo up
 
 demo-shell: ## A shell in the demo's network, with `controller` and `consul`
-	@lab/demo shell
+	@PROFILE=$(PROFILE) lab/demo shell
 
 demo-ui: ## The demo's Consul in a browser of this machine
-	@lab/demo ui
+	@PROFILE=$(PROFILE) lab/demo ui
 
 demo-down: ## Remove every trace of the demo
-	@lab/demo down
+	@PROFILE=$(PROFILE) lab/demo down
 
 test: ## Every test, on real hosts (root)
 	@tests/run all
@@ -67,7 +69,7 @@ lint: ## Format and lints
 	cargo clippy --locked --workspace --all-targets -- --deny warnings
 
 bench: build ## The benchmarks (root)
-	@PATH="$(release):$$PATH"; for bench in $$(find benches -maxdepth 1 -type f -perm -u+x | sort); do "$$bench"; done
+	@PATH="$(built):$$PATH"; for bench in $$(find benches -maxdepth 1 -type f -perm -u+x | sort); do "$$bench"; done
 
 fuzz: ## Random input for every parser, for long: CASES=N inputs each
 	PROPTEST_CASES=$(CASES) cargo test --locked --workspace --exclude rollcall-tests -- never_panic
@@ -75,7 +77,7 @@ fuzz: ## Random input for every parser, for long: CASES=N inputs each
 install: build ## Programs to PREFIX/bin (/usr/local); the controller finds the agent beside itself
 	@$(as_root) install -d -m 0755 "$(bindir)"
 	@for program in $(programs); do \
-	    $(as_root) install -m 0755 "$(release)/$$program" "$(bindir)/$$program"; echo "$(bindir)/$$program"; \
+	    $(as_root) install -m 0755 "$(built)/$$program" "$(bindir)/$$program"; echo "$(bindir)/$$program"; \
 	done
 
 uninstall: ## Remove what `make install` put there

@@ -1,5 +1,5 @@
 //! The README and the manual are true: their commands are run as a newcomer runs them, in a fresh copy of what is committed
-//! with an empty home folder, and end in a real Consul cluster. Runs last, it needs the shipped programs.
+//! with an empty home folder, and end in a real Consul cluster. Runs last; PROFILE says by which programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
