@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use rollcall_engine::{modules::Failure, run::ledger::private_dir};
+use rollcall_engine::{digest::sha256_hex, modules::Failure, run::ledger::private_dir};
 
 /// Content by hash: in memory what is small, in a folder what is not, so that a second run need not carry it again.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Blobs {
             return Some(Arc::clone(bytes));
         }
         let bytes = fs::read(self.dir.join(hash)).ok()?;
-        (sha256(&bytes) == hash).then(|| {
+        (sha256_hex(&bytes) == hash).then(|| {
             let bytes = Arc::new(bytes);
             self.state().memory.insert(hash.to_owned(), Arc::clone(&bytes));
             bytes
@@ -90,7 +90,7 @@ impl Blobs {
             if let Some(bytes) = state.memory.get(hash) {
                 let bytes = Arc::clone(bytes);
                 drop(state);
-                let found = sha256(&bytes);
+                let found = sha256_hex(&bytes);
                 if found != hash {
                     return Err(Failure::new(format!("content {hash} arrived as {found}")));
                 }
@@ -103,8 +103,4 @@ impl Blobs {
             state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    rollcall_engine::protocol::sha256_hex(bytes)
 }

@@ -127,7 +127,6 @@ impl Context {
 
     /// The one host that a pattern and the limit name; `shown` says what is of one host only.
     pub(crate) fn one_host(
-        &self,
         inventory: &Inventory,
         pattern: &str,
         limit: Option<&str>,

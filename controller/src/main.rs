@@ -83,7 +83,7 @@ async fn dispatch(cli: Cli, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
         Verb::Init(args) => verbs::init::run(&args)?.into(),
         Verb::Role(args) => verbs::role::run(&args)?.into(),
         Verb::Doc(args) => verbs::doc::run(&args)?.into(),
-        Verb::Completions(args) => verbs::completions::run(&args, &mut Cli::command())?.into(),
+        Verb::Completions(args) => verbs::completions::run(&args, &mut Cli::command()).into(),
     })
 }
 

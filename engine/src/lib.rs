@@ -4,6 +4,8 @@
 pub mod cluster;
 /// Findings with places, and how they are shown.
 pub mod diag;
+/// Checksums as text.
+pub mod digest;
 /// What the agent finds out about its host.
 pub mod facts;
 /// The local machine behind traits.

@@ -144,12 +144,6 @@ impl Frame {
     }
 }
 
-/// SHA-256 in hex.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Compresses what is sent to many hosts.
 pub fn pack(bytes: &[u8]) -> io::Result<Vec<u8>> {
     zstd::encode_all(bytes, 3)

@@ -217,7 +217,7 @@ fn size(node: &Node) -> usize {
 }
 
 fn tag_name(tag: Option<&Tag>) -> Option<String> {
-    tag.map(|t| t.to_string())
+    tag.map(ToString::to_string)
 }
 
 fn check_tag(tag: Option<&Tag>, wanted: &str, span: Span) -> Result<(), Diagnostic> {

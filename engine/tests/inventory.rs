@@ -1,5 +1,7 @@
 //! Inventories from files: what they give, and how what is wrong with them is told.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
 use std::{collections::HashSet, fs, path::Path, sync::Arc};
 
 use rollcall_engine::{

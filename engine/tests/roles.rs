@@ -1,5 +1,7 @@
 //! The roles that come with the program: read, checked, and what they make of variables.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -76,7 +78,7 @@ fn scope(loaded: &Loaded, role: &str, host: &str, more: Value) -> Scope {
         data("ansible_check_mode", json!(false), Layer::Magic),
     ]));
     let more = more.as_object().unwrap().iter().map(|(k, v)| data(k, v.clone(), Layer::Extra));
-    scope.with(Vars::from_iter(more))
+    scope.with(more.collect::<Vars>())
 }
 
 fn rendered(scope: &Scope, role: &str, name: &str) -> String {

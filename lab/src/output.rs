@@ -1,5 +1,4 @@
 //! The only place that prints: data to stdout, what a person follows to stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::Display;
 use std::io::Write;

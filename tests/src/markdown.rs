@@ -56,7 +56,7 @@ pub fn blocks(page: &str) -> Result<Vec<Block>, String> {
                 open = Some((number, fence, place, String::new()));
             }
             None if line.trim().is_empty() => {}
-            None => before = line.trim().to_owned(),
+            None => line.trim().clone_into(&mut before),
         }
     }
     match open {

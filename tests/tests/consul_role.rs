@@ -259,8 +259,8 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     // The run with what is right pays what the others owe, and not with the wrong files.
     cluster.configure("");
     cluster.run([]).ok();
-    for server in 0..SERVERS {
-        assert_eq!(config(server), before[server]);
+    for (server, before) in before.iter().enumerate() {
+        assert_eq!(config(server), *before);
         let tries = cluster.journal(server, "Starting consul").len();
         assert!(tries <= if restarted == [server] { 4 } else { 2 }, "{server}: {tries}");
     }

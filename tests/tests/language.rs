@@ -302,7 +302,7 @@ fn includes_imports_and_roles() {
 #[test]
 fn tags_choose_tasks() {
     let ground = Ground::new(1);
-    let site = r#"
+    let site = r"
 - hosts: all
   tasks:
     - say: a
@@ -314,7 +314,7 @@ fn tags_choose_tasks() {
       tags: always
     - say: never
       tags: [never, asked]
-"#;
+";
     assert_eq!(ground.run_with(site, &["--tags", "a"], 0), "a\nalways\n");
     assert_eq!(ground.run_with(site, &["--skip-tags", "common,always"], 0), "a\nnone\n");
     assert_eq!(ground.run_with(site, &["--tags", "asked"], 0), "always\nnever\n");

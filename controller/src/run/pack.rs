@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use rollcall_engine::{
+    digest::sha256_hex,
     modules::Base64,
-    protocol::{Frame, pack, sha256_hex},
+    protocol::{Frame, pack},
 };
 
 use super::{Job, remote::Bytes};

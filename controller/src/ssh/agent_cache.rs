@@ -4,14 +4,13 @@
 //! A hash counts as long as the file's identity, size and times are the same; a compressed form carries its own hash.
 //! Whatever cannot be read or written is only slower.
 
-use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sha2::{Digest as _, Sha256};
+use rollcall_engine::digest::sha256_hex;
 
 use super::agents::hash_file;
 
@@ -34,7 +33,7 @@ impl Cache {
     /// SHA-256 of a file in hex.
     pub(super) fn hash(&self, path: &Path) -> io::Result<String> {
         let stamp = stamp(path)?;
-        let name = format!("{}.hash", hex(path.as_os_str().as_encoded_bytes()));
+        let name = format!("{}.hash", sha256_hex(path.as_os_str().as_encoded_bytes()));
         if let Some(known) = self.read(&name)
             && let Ok(text) = std::str::from_utf8(&known)
             && let Some((seen, hash)) = text.trim_end().rsplit_once(' ')
@@ -63,13 +62,13 @@ impl Cache {
             && known.len() > HEX
         {
             let packed = known.split_off(HEX);
-            if hex(&packed).as_bytes() == known {
+            if sha256_hex(&packed).as_bytes() == known {
                 return Ok(packed);
             }
         }
         let packed = pack()?;
         self.prune();
-        self.write(&name, &[hex(&packed).as_bytes(), &packed].concat());
+        self.write(&name, &[sha256_hex(&packed).as_bytes(), &packed].concat());
         Ok(packed)
     }
 
@@ -127,14 +126,6 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
     Ok(Stamp { text, settled: age.is_ok_and(|age| age > RACY) })
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::with_capacity(HEX), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,17 +142,17 @@ mod tests {
         let (path, cache) = (dir.path().join("agent"), Cache::new(Some(dir.path())));
         old(&path, b"one", 100);
         // The inode was changed just now, so that nothing is kept yet.
-        assert_eq!(cache.hash(&path).unwrap(), hex(b"one"));
+        assert_eq!(cache.hash(&path).unwrap(), sha256_hex(b"one"));
         assert!(!dir.path().join("agents").exists());
-        let name = format!("{}.hash", hex(path.as_os_str().as_encoded_bytes()));
+        let name = format!("{}.hash", sha256_hex(path.as_os_str().as_encoded_bytes()));
         let known = "f".repeat(HEX);
         cache.write(&name, format!("{} {known}\n", stamp(&path).unwrap().text).as_bytes());
         assert_eq!(cache.hash(&path).unwrap(), known);
         old(&path, b"two", 100);
-        assert_eq!(cache.hash(&path).unwrap(), hex(b"two"));
+        assert_eq!(cache.hash(&path).unwrap(), sha256_hex(b"two"));
         cache.write(&name, b"\xff broken");
-        assert_eq!(cache.hash(&path).unwrap(), hex(b"two"));
-        assert_eq!(Cache::new(None).hash(&path).unwrap(), hex(b"two"));
+        assert_eq!(cache.hash(&path).unwrap(), sha256_hex(b"two"));
+        assert_eq!(Cache::new(None).hash(&path).unwrap(), sha256_hex(b"two"));
         assert!(cache.hash(&dir.path().join("none")).is_err());
     }
 

@@ -6,10 +6,10 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sha2::{Digest as _, Sha256};
+use rollcall_engine::digest::{sha256_hex, sha256_of};
 use tokio::sync::OnceCell;
 
-use super::agent_cache::{Cache, hex};
+use super::agent_cache::Cache;
 use super::push::AgentError;
 use super::push_script::Codec;
 
@@ -80,7 +80,7 @@ impl Agents {
 
 fn pack(path: &Path, hash: &str, codec: Codec) -> io::Result<Vec<u8>> {
     let bytes = std::fs::read(path)?;
-    if hex(&bytes) != hash {
+    if sha256_hex(&bytes) != hash {
         return Err(io::Error::other("it changed while the run was prepared"));
     }
     match codec {
@@ -163,14 +163,5 @@ fn elf_arch(path: &Path) -> Result<Option<&'static str>, AgentError> {
 
 /// SHA-256 of a file, in hex.
 pub(super) fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 256 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            length => hasher.update(&buffer[..length]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat())
+    Ok(sha256_of(std::fs::File::open(path)?)?.0)
 }

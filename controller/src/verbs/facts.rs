@@ -37,7 +37,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exit> {
     let context = Context::new(sources, &args.hosts.extra)?;
     let inventory = context.inventory(&args.hosts, Vec::new()).await?;
-    let name = &context.one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "facts are shown")?;
+    let name = &Context::one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "facts are shown")?;
     let password = if args.connect.ask_become_pass { Some(crate::context::ask_become_password()?) } else { None };
     let transport = context.transport(&args.connect, &inventory)?;
     let specs = context.hosts(

@@ -32,7 +32,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
     let context = Context::new(sources, &args.hosts.extra)?;
     let inventory = context.inventory(&args.hosts, Vec::new()).await?;
-    let name = &context.one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "a shell is")?;
+    let name = &Context::one_host(&inventory, &args.host, args.hosts.limit.as_deref(), "a shell is")?;
     let transport = context.transport(&args.connect, &inventory)?;
     let specs = context.hosts(&inventory, std::slice::from_ref(name), &args.connect, &HashMap::new(), &transport, None);
     let spec = specs.into_iter().next().context("the host vanished")?;

@@ -124,8 +124,7 @@ pub(super) fn mounts(host: &dyn Read) -> Vec<Value> {
 /// Size, and what is free for programs without privileges, in MiB.
 fn space(path: &Path) -> (Option<u64>, Option<u64>) {
     let Ok(found) = nix::sys::statvfs::statvfs(path) else { return (None, None) };
-    // The widths of these differ between systems.
-    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    #[allow(clippy::unnecessary_cast, reason = "the widths of these differ between systems")]
     let (block, blocks, available) =
         (found.fragment_size() as u64, found.blocks() as u64, found.blocks_available() as u64);
     (Some(blocks.saturating_mul(block) / MIB), Some(available.saturating_mul(block) / MIB))

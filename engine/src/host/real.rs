@@ -229,7 +229,7 @@ impl Read for Real {
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(e),
         };
-        #[allow(clippy::cast_precision_loss)] // Microseconds are left until the year 2100.
+        #[expect(clippy::cast_precision_loss, reason = "microseconds are left until the year 2100")]
         let seconds = |whole: i64, nanos: i64| whole as f64 + nanos as f64 / 1e9;
         Ok(Some(Details {
             links: meta.nlink(),

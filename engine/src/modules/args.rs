@@ -453,7 +453,6 @@ macro_rules! choice {
     ($(#[$m:meta])* $name:ident { $($variant:ident = $word:literal $(| $alias:literal)*),+ $(,)? }) => {
         $(#[$m])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs)]
         pub enum $name { $($variant),+ }
         impl $crate::modules::FromArg for $name {
             fn kind() -> String {
@@ -476,6 +475,7 @@ macro_rules! choice {
 }
 
 #[cfg(test)]
+#[allow(unreachable_pub, reason = "the macros declare for modules, which are public")]
 mod tests {
     use serde_json::json;
 
@@ -507,6 +507,7 @@ mod tests {
     fn arguments_are_read_and_checked() {
         let args = Args::parse(&map(json!({"path": "/x", "backup": "yes", "mode": 420, "type": "a"}))).unwrap();
         assert_eq!((args.dest, args.backup, args.mode), (PathBuf::from("/x"), true, Some(Mode::Bits(0o644))));
+        assert_eq!(args.state, State::Present);
         assert_eq!(args.r#type.as_deref(), Some("a"));
         let error = |value| Args::parse(&map(value)).unwrap_err();
         assert_eq!(error(json!({})).message, "argument 'dest' is missing");

@@ -7,10 +7,11 @@ use serde_json::Value;
 use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan, TreeEntry,
     args::Mode,
-    place::{Perms, Planner, Put, followed, planned, sha256},
+    place::{Perms, Planner, Put, followed, planned},
 };
 use crate::{
     args,
+    digest::sha256_hex,
     host::{FileKind, Read, atomic::explain},
 };
 
@@ -160,7 +161,7 @@ fn finish(
     }
     if job.force || planner.meta(&path)?.is_none() {
         planner.file(&path, content, job.perms, &put)?;
-        outcome = outcome.with("checksum", sha256(content));
+        outcome = outcome.with("checksum", sha256_hex(content));
     } else {
         outcome = outcome.msg(format!("{} exists, and force is off", path.display()));
     }
@@ -255,8 +256,8 @@ mod tests {
 
     use super::{super::place::testing, *};
 
-    fn file(bytes: &[u8]) -> Option<Content> {
-        Some(Content::File { bytes: bytes.to_vec(), mode: 0o750, secret: false })
+    fn file(bytes: &[u8]) -> Content {
+        Content::File { bytes: bytes.to_vec(), mode: 0o750, secret: false }
     }
 
     fn twice(args: Value, content: Option<Content>) -> (Outcome, Vec<super::super::Diff>) {
@@ -273,7 +274,7 @@ mod tests {
         let dest = folder.path().join("a.conf");
         let (outcome, diffs) = twice(json!({"content": "one\n", "dest": dest, "mode": "0644"}), None);
         assert!(outcome.changed);
-        assert_eq!(outcome.data["checksum"], sha256(b"one\n"));
+        assert_eq!(outcome.data["checksum"], sha256_hex(b"one\n"));
         assert_eq!((diffs[0].before.as_str(), diffs[0].after.as_str()), ("", "one\n"));
         let (outcome, diffs) = twice(json!({"content": "two\n", "dest": dest, "backup": true}), None);
         assert_eq!((diffs[0].before.as_str(), diffs[0].after.as_str()), ("one\n", "two\n"));
@@ -309,20 +310,20 @@ mod tests {
     fn sources_go_to_files_and_into_folders() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        twice(json!({"src": "conf/run.sh", "dest": folder.path(), "mode": "preserve"}), file(b"#!"));
+        twice(json!({"src": "conf/run.sh", "dest": folder.path(), "mode": "preserve"}), Some(file(b"#!")));
         assert_eq!(fs::metadata(at("run.sh")).unwrap().permissions().mode() & 0o777, 0o750);
         twice(
             json!({"src": "run.sh", "dest": format!("{}/", at("new").display()), "directory_mode": "0700"}),
-            file(b"#!"),
+            Some(file(b"#!")),
         );
         assert_eq!(fs::read(at("new/run.sh")).unwrap(), b"#!");
         assert_eq!(fs::metadata(at("new")).unwrap().permissions().mode() & 0o777, 0o700);
         std::os::unix::fs::symlink("run.sh", at("link")).unwrap();
-        let (_, diffs) = twice(json!({"src": "run.sh", "dest": at("link")}), file(b"other"));
+        let (_, diffs) = twice(json!({"src": "run.sh", "dest": at("link")}), Some(file(b"other")));
         assert!(fs::symlink_metadata(at("link")).unwrap().is_file());
         assert_eq!((fs::read(at("run.sh")).unwrap(), diffs[0].before.as_str()), (b"#!".to_vec(), "link to run.sh\n"));
         std::os::unix::fs::symlink("run.sh", at("link2")).unwrap();
-        twice(json!({"src": "run.sh", "dest": at("link2"), "follow": true}), file(b"through"));
+        twice(json!({"src": "run.sh", "dest": at("link2"), "follow": true}), Some(file(b"through")));
         assert_eq!(fs::read(at("run.sh")).unwrap(), b"through");
         twice(json!({"src": at("run.sh"), "dest": at("copy"), "remote_src": true}), None);
         assert_eq!(fs::read(at("copy")).unwrap(), b"through");

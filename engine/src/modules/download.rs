@@ -9,10 +9,11 @@ use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan,
     args::{Mode, expected},
     fetch::{self, Manner, Web},
-    place::{Perms, Planner, hex, planned, sha256},
+    place::{Perms, Planner, planned},
 };
 use crate::{
     args, diag,
+    digest::{hex, sha256_hex},
     host::{Attrs, FileKind, Read as _, Write, atomic::explain},
 };
 
@@ -125,7 +126,7 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         let had =
             match &current {
                 // What a check has only planned to fetch cannot be read, and is not this file as far as anybody knows.
-                Some(_) => planner.host.read(&path).map(|b| sha256(&b)).or_else(|e| {
+                Some(_) => planner.host.read(&path).map(|b| sha256_hex(&b)).or_else(|e| {
                     if cx.host.is_overlay() { Ok(String::new()) } else { Err(explain("read", &path, &e)) }
                 })?,
                 None => String::new(),
@@ -320,7 +321,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let body = vec![b'z'; 300_000];
         let (base, seen) = serve(vec![ok(&body)]);
-        let sum = format!("sha256:{}", sha256(&body));
+        let sum = format!("sha256:{}", sha256_hex(&body));
         let args = json!({"url": format!("{base}/a.zip"), "dest": folder.path(), "checksum": sum, "mode": "0755",
             "headers": {"X-Mine": "1"}, "username": "u", "password": "p"});
         let (outcome, diffs) = testing::run_twice(&DEFINITION, &call(args.clone()));
@@ -342,7 +343,7 @@ mod tests {
     #[test]
     fn a_list_of_checksums_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
-        let list = format!("{}  other.zip\n{} *a.zip\n", "0".repeat(64), sha256(b"body"));
+        let list = format!("{}  other.zip\n{} *a.zip\n", "0".repeat(64), sha256_hex(b"body"));
         let (sums, _) = serve(vec![ok(list.as_bytes())]);
         let (base, _) = serve(vec![ok(b"body")]);
         let args = |name: &str| json!({"url": format!("{base}/{name}"), "dest": folder.path().join("x"), "checksum": format!("sha256:{sums}/SHA256SUMS")});
@@ -359,11 +360,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dest = folder.path().join("x");
         fs::write(&dest, "old").unwrap();
-        let sum = format!("sha256:{}", sha256(b"right"));
+        let sum = format!("sha256:{}", sha256_hex(b"right"));
         let args = |base: &str| json!({"url": format!("{base}/x"), "dest": dest, "checksum": sum, "retries": 0});
         let failure = fails(args(&serve(vec![ok(b"wrong")]).0));
         assert!(
-            failure.message.contains(&sha256(b"wrong")) && failure.message.contains(&sha256(b"right")),
+            failure.message.contains(&sha256_hex(b"wrong")) && failure.message.contains(&sha256_hex(b"right")),
             "{failure}"
         );
         let failure = fails(args(&serve(vec![answer("404 Not Found", 0, b"")]).0));
@@ -387,7 +388,7 @@ mod tests {
     fn passing_faults_are_tried_again_and_lasting_ones_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let dest = folder.path().join("x");
-        let sum = format!("sha256:{}", sha256(b"right"));
+        let sum = format!("sha256:{}", sha256_hex(b"right"));
         let (base, seen) = serve(vec![answer("503 Busy", 0, b""), answer("200 OK", 5, b"ri"), ok(b"right")]);
         testing::run(&DEFINITION, &call(json!({"url": format!("{base}/x"), "dest": dest, "checksum": sum}))).unwrap();
         assert_eq!((seen.lock().unwrap().len(), fs::read(&dest).unwrap()), (3, b"right".to_vec()));

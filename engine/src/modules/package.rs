@@ -362,7 +362,7 @@ mod tests {
     /// A host whose index is fresh.
     fn fresh() -> Fake {
         let mut fake = Fake::new().file("/var/lib/apt/lists/x_Packages", "").file("/etc/apt/sources.list", "");
-        fake.times.insert("/var/lib/apt/lists".into(), SystemTime::UNIX_EPOCH + Duration::from_secs(900_000));
+        fake.times.insert("/var/lib/apt/lists".into(), SystemTime::UNIX_EPOCH + Duration::from_hours(250));
         fake
     }
 

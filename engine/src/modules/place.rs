@@ -9,14 +9,16 @@ use std::{
 };
 
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use similar::{ChangeTag, TextDiff};
 
 use super::{Change, Cx, Diff, Failure, Outcome, Plan, args::Mode};
-use crate::host::{
-    Attrs, Command, FileKind, Meta, Read, Write,
-    atomic::explain,
-    overlay::{Overlay, umask},
+use crate::{
+    digest::sha256_hex,
+    host::{
+        Attrs, Command, FileKind, Meta, Read, Write,
+        atomic::explain,
+        overlay::{Overlay, umask},
+    },
 };
 
 /// Beyond this, and for what is not text, a diff names size and checksum.
@@ -428,17 +430,6 @@ pub(super) fn ids(host: &dyn Read, meta: &Meta) -> (Value, Value) {
     (uid.into(), gid.into())
 }
 
-/// Hexadecimal text.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|half| char::from(DIGITS[usize::from(half)])).collect()
-}
-
-/// The SHA-256 of some bytes, in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
 fn backup_name(path: &Path, host: &dyn Read) -> PathBuf {
     let now = jiff::Timestamp::try_from(host.now()).unwrap_or_default();
     let mut name = path.as_os_str().to_owned();
@@ -470,7 +461,7 @@ fn readable(bytes: &[u8]) -> Option<&str> {
 }
 
 fn shown(bytes: &[u8]) -> String {
-    readable(bytes).map_or_else(|| format!("{} bytes, sha256:{}\n", bytes.len(), sha256(bytes)), str::to_owned)
+    readable(bytes).map_or_else(|| format!("{} bytes, sha256:{}\n", bytes.len(), sha256_hex(bytes)), str::to_owned)
 }
 
 fn changed_lines(old: &[u8], new: &[u8]) -> Option<usize> {

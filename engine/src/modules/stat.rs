@@ -13,10 +13,11 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    place::{followed, hex, ids, planned, unforeseen},
+    place::{followed, ids, planned, unforeseen},
 };
 use crate::{
     args, choice,
+    digest::hex,
     host::{Details, FileKind, Meta, Read, atomic::explain},
 };
 

@@ -15,10 +15,11 @@ use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     archive::{self, Entry, Kind, broken},
     args::Mode,
-    place::{Perms, Planner, Stream, followed, hex, planned, sha256, unforeseen},
+    place::{Perms, Planner, Stream, followed, planned, unforeseen},
 };
 use crate::{
     args,
+    digest::{hex, sha256_hex},
     host::{Attrs, FileKind, Read, Write, atomic::explain},
 };
 
@@ -284,7 +285,7 @@ fn steps(
         };
         let same = match current {
             Some(meta) if meta.size == item.entry.size => {
-                planner.host.read(&at).map(|b| sha256(&b) == item.sum).map_err(|e| explain("read", &at, &e))?
+                planner.host.read(&at).map(|b| sha256_hex(&b) == item.sum).map_err(|e| explain("read", &at, &e))?
             }
             _ => false,
         };

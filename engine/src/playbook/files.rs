@@ -2,16 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::Read as _,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
-use sha2::{Digest as _, Sha256};
-
 use super::model::FileEntry;
 use crate::{
     diag::{Diagnostic, Sources, Span},
+    digest::{sha256_hex, sha256_of},
     node::Node,
     yaml,
 };
@@ -144,7 +142,7 @@ impl Tree {
         }
         let (entry, blob) = match self.embedded.get(path) {
             Some((bytes, mode)) => {
-                let entry = FileEntry { hash: hex(&Sha256::digest(bytes)), size: bytes.len() as u64, mode: *mode };
+                let entry = FileEntry { hash: sha256_hex(bytes), size: bytes.len() as u64, mode: *mode };
                 (entry, Blob::Bytes(bytes.clone()))
             }
             None => {
@@ -160,33 +158,15 @@ impl Tree {
 }
 
 fn hash_file(path: &Path) -> std::io::Result<FileEntry> {
-    let mut file = std::fs::File::open(path)?;
+    let file = std::fs::File::open(path)?;
     let metadata = file.metadata()?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
-    let mut size = 0;
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        size += n as u64;
-        hasher.update(&buffer[..n]);
-    }
-    Ok(FileEntry { hash: hex(&hasher.finalize()), size, mode: mode(&metadata) })
+    let (hash, size) = sha256_of(file)?;
+    Ok(FileEntry { hash, size, mode: mode(&metadata) })
 }
 
 fn mode(metadata: &std::fs::Metadata) -> u32 {
     use std::os::unix::fs::PermissionsExt as _;
     metadata.permissions().mode() & 0o7777
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
-        let _ = write!(text, "{b:02x}");
-        text
-    })
 }
 
 fn walk_disk(

@@ -30,7 +30,7 @@ impl Runner<'_> {
             args.get("remote_src").is_some_and(|v| matches!(v, Value::Bool(true)) || v == "yes" || v == "true");
         let Some(src) = args.get("src").and_then(Value::as_str).filter(|_| !remote) else { return Ok(None) };
         let bundle = Arc::clone(&self.context.bundle);
-        let search = bundle.search(task.role, self.play_file(play), SearchKind::Files);
+        let search = bundle.search(task.role, play.span, SearchKind::Files);
         if let Some((_, entry)) = bundle.find_file(&search, src) {
             let bytes = self.link.blob(&entry.hash).map_err(|f| wrong(task, &f))?;
             return Ok(Some(Content::File { bytes, mode: entry.mode, secret: false }));
@@ -73,7 +73,7 @@ impl Runner<'_> {
     ) -> Result<Option<Content>, EvalError> {
         let Some(src) = args.get("src").and_then(Value::as_str) else { return Ok(None) };
         let bundle = Arc::clone(&self.context.bundle);
-        let search = bundle.search(task.role, self.play_file(play), SearchKind::Templates);
+        let search = bundle.search(task.role, play.span, SearchKind::Templates);
         let Some((path, entry)) = bundle.find_file(&search, src) else {
             return Err(missing(task, "template", src, &bundle.files));
         };

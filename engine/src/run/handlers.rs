@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long a gate waits for the cluster, where the variable `gate_timeout` does not say otherwise.
-const GATE_TIMEOUT: Duration = Duration::from_secs(300);
+const GATE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Which debts of earlier runs a flush pays. The tasks before it may be what mends the reason for which a handler failed
 /// then, so that a debt is not paid before those have run.
@@ -198,7 +198,10 @@ impl Runner<'_> {
     }
 
     fn unused_copy(&self) -> PathBuf {
-        (0..).map(|n| self.ledger.copy_path(&self.context.init.run_id, n)).find(|p| !p.exists()).unwrap_or_default()
+        (0..usize::MAX)
+            .map(|n| self.ledger.copy_path(&self.context.init.run_id, n))
+            .find(|p| !p.exists())
+            .unwrap_or_default()
     }
 
     /// Runs the handlers that were notified, and the debts that are due, in order of definition, until none is left.

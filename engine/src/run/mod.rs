@@ -10,7 +10,6 @@ use serde_json::Value;
 use handlers::Due;
 
 use crate::{
-    diag::Span,
     host::Write,
     modules::Failure,
     playbook::model::{Block, Bundle, Item, Play},
@@ -216,9 +215,5 @@ impl<'a> Runner<'a> {
 
     fn end(&self, task: u32, result: TaskResult) {
         self.emit(task, EventKind::End(Box::new(result)));
-    }
-
-    fn play_file(&self, play: &Play) -> Span {
-        play.span
     }
 }

@@ -103,7 +103,7 @@ impl Runner<'_> {
     pub(super) fn run_task(&mut self, play: &Play, task: &Task, handler: bool) -> Flow {
         let started = Instant::now();
         let scope = self.scope(play, task);
-        self.emit(task.id, EventKind::Start { name: self.name(task, &scope), handler });
+        self.emit(task.id, EventKind::Start { name: Self::name(task, &scope), handler });
         if let Action::IncludeTasks { .. } | Action::IncludeRole { .. } = &task.action {
             return self.include(play, task, &scope, started);
         }
@@ -123,7 +123,7 @@ impl Runner<'_> {
         self.finish(task, &scope, &attempt, started, handler)
     }
 
-    pub(super) fn name(&self, task: &Task, scope: &Scope) -> String {
+    pub(super) fn name(task: &Task, scope: &Scope) -> String {
         let named = task.name.as_ref().map(|node| match template::render(node, scope) {
             Ok(Value::String(text)) => text,
             Ok(other) => other.to_string(),
@@ -137,7 +137,7 @@ impl Runner<'_> {
         let role = task.role.and_then(|id| self.context.bundle.roles.get(id.0 as usize));
         TaskResult {
             status: Status::Ok,
-            name: self.name(task, scope),
+            name: Self::name(task, scope),
             role: role.map(|r| r.name.clone()),
             module: action_name(&task.action).to_owned(),
             item: None,
@@ -158,14 +158,14 @@ impl Runner<'_> {
     /// Registers, tells, and decides how it goes on.
     fn finish(&mut self, task: &Task, scope: &Scope, attempt: &Attempt, started: Instant, handler: bool) -> Flow {
         if let Some(name) = &task.register {
-            self.register(name, self.registered_var(task, scope, attempt));
+            self.register(name, Self::registered_var(task, scope, attempt));
         }
         let mut told = attempt.told(self.result_base(task, scope, started, handler), !task.no_log);
         if let Some(node) = &task.delegate_to {
             told.delegated_to = template::render(node, scope).ok().and_then(|v| v.as_str().map(str::to_owned));
         }
         let failed = told.status == Status::Failed;
-        told.ignored = failed && self.ignores(task, scope);
+        told.ignored = failed && Self::ignores(task, scope);
         let ignored = told.ignored;
         told.rescued = failed && !ignored && self.state.rescues > 0;
         let name = told.name.clone();
@@ -176,13 +176,13 @@ impl Runner<'_> {
         Flow::Failed(Box::new(Failed { name, result: attempt.value().unwrap_or(Value::Null) }))
     }
 
-    fn registered_var(&self, task: &Task, scope: &Scope, attempt: &Attempt) -> Var {
+    fn registered_var(task: &Task, scope: &Scope, attempt: &Attempt) -> Var {
         match attempt.value() {
             Some(value) => Var::data(value, Layer::Registered),
             None => Var {
                 binding: Binding::Unknown(format!(
                     "the result of '{}' is not known in check mode",
-                    self.name(task, scope)
+                    Self::name(task, scope)
                 )),
                 origin: task.span,
                 layer: Layer::Registered,
@@ -194,7 +194,7 @@ impl Runner<'_> {
         Arc::make_mut(&mut self.state.registered).insert(name.to_owned(), var);
     }
 
-    fn ignores(&self, task: &Task, scope: &Scope) -> bool {
+    fn ignores(task: &Task, scope: &Scope) -> bool {
         match task.ignore_errors.as_ref().map(|node| template::render(node, scope)) {
             Some(Ok(Value::Bool(b))) => b,
             _ => false,
@@ -225,7 +225,7 @@ impl Runner<'_> {
             let attempt = self.item(play, task, &scope);
             let mut told = attempt.told(self.result_base(task, &scope, started, false), !task.no_log);
             told.item = Some(if task.no_log { "hidden by no_log".into() } else { label(looped, &item, &scope) });
-            told.ignored = told.status == Status::Failed && self.ignores(task, &scope);
+            told.ignored = told.status == Status::Failed && Self::ignores(task, &scope);
             self.emit(task.id, EventKind::Item(Box::new(told)));
             done.push((item, attempt));
             if let (Some(pause), true) = (looped.pause, index + 1 < count) {
@@ -250,7 +250,7 @@ impl Runner<'_> {
         loop {
             tried += 1;
             let attempt = self.action(play, task, scope);
-            let attempt = self.judge(task, scope, attempt);
+            let attempt = Self::judge(task, scope, attempt);
             let attempt = self.settle_judged(task, scope, attempt);
             if matches!(attempt, Attempt::Unknown(_)) || task.until.is_empty() && retries == 0 {
                 return attempt;
@@ -294,7 +294,7 @@ impl Runner<'_> {
     }
 
     /// `changed_when` and `failed_when`.
-    fn judge(&self, task: &Task, scope: &Scope, attempt: Attempt) -> Attempt {
+    fn judge(task: &Task, scope: &Scope, attempt: Attempt) -> Attempt {
         if task.changed_when.is_none() && task.failed_when.is_none() {
             return attempt;
         }

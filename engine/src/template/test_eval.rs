@@ -1,5 +1,5 @@
 //! Expressions over scopes: types, laziness, strictness, places and hints of errors.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
 use std::sync::Arc;
 

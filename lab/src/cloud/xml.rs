@@ -33,7 +33,7 @@ impl Element {
         for token in Tokenizer::from(text) {
             match token? {
                 Token::ElementStart { local, .. } => {
-                    stack.push(Self { name: local.as_str().to_owned(), ..Self::default() })
+                    stack.push(Self { name: local.as_str().to_owned(), ..Self::default() });
                 }
                 Token::ElementEnd { end, .. } => {
                     let expected = match end {

@@ -13,7 +13,7 @@ use crate::ssh::{ConnectError, ConsoleSource, HostKeyPolicy, Settings, Target, T
 
 async fn connect(settings: &Settings, target: &Target) -> Result<String, ConnectError> {
     let transport = Transport::new(settings.clone()).expect("good settings");
-    transport.connect(target).await.map(|session| session.host_key_fingerprint().to_owned())
+    transport.connect(target).await.map(|session| session.host_key_fingerprint().clone())
 }
 
 fn entry(sshd: &Sshd, key: &str) -> String {

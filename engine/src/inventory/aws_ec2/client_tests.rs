@@ -77,7 +77,7 @@ fn query() -> Query {
 }
 
 fn page(ids: &[&str], next: &str) -> (u16, String) {
-    let instances: String = ids
+    let instances: Vec<String> = ids
         .iter()
         .map(|id| {
             format!(
@@ -88,6 +88,7 @@ fn page(ids: &[&str], next: &str) -> (u16, String) {
             )
         })
         .collect();
+    let instances = instances.concat();
     let next = if next.is_empty() { String::new() } else { format!("<nextToken>{next}</nextToken>") };
     (
         200,

@@ -30,7 +30,10 @@ fn fleet() -> Vec<Instance> {
     ]
 }
 
-fn read(text: &str) -> (std::sync::Arc<Sources>, Result<(Config, Vec<Diagnostic>), Diagnostics>) {
+/// A configuration with its warnings, or what is wrong with it.
+type Configured = Result<(Config, Vec<Diagnostic>), Diagnostics>;
+
+fn read(text: &str) -> (std::sync::Arc<Sources>, Configured) {
     let sources = std::sync::Arc::new(Sources::default());
     let file = sources.add("aws_ec2.yaml", text);
     let config = match yaml::parse(&sources, file) {

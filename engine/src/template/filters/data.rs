@@ -6,6 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::{Args, Filter, kind, list_of, map_of, text_of};
+use crate::digest::hex;
 
 pub(super) const FILTERS: &[Filter] = &[
     Filter::new(&["to_json"], &["ensure_ascii", "sort_keys", "indent"], to_json),
@@ -163,19 +164,11 @@ fn b64decode(value: Value, _: &mut Args) -> Result<Value, String> {
     String::from_utf8(bytes).map(Value::from).map_err(|_| "the decoded bytes are no UTF-8 text".to_owned())
 }
 
-fn hex(bytes: &[u8]) -> Value {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(out, "{byte:02x}");
-    }
-    out.into()
-}
-
 fn digest(algorithm: &str, value: &Value) -> Result<Value, String> {
     use sha2::Digest as _;
     let text = text_of(value)?;
     let bytes = text.as_bytes();
-    Ok(match algorithm {
+    let sum = match algorithm {
         "md5" => hex(&md5::Md5::digest(bytes)),
         "sha1" => hex(&sha1::Sha1::digest(bytes)),
         "sha224" => hex(&sha2::Sha224::digest(bytes)),
@@ -185,7 +178,8 @@ fn digest(algorithm: &str, value: &Value) -> Result<Value, String> {
         other => {
             return Err(format!("unknown algorithm '{other}' (known: md5, sha1, sha224, sha256, sha384, sha512)"));
         }
-    })
+    };
+    Ok(sum.into())
 }
 
 fn hash(value: Value, args: &mut Args) -> Result<Value, String> {
@@ -232,7 +226,7 @@ pub(super) fn truthy(value: &Value) -> bool {
     }
 }
 
-#[allow(clippy::unnecessary_wraps)] // the signature of the table
+#[expect(clippy::unnecessary_wraps, reason = "the signature of the table")]
 fn type_debug(value: Value, _: &mut Args) -> Result<Value, String> {
     Ok(match value {
         Value::Null => "NoneType",
