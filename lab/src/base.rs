@@ -99,7 +99,7 @@ pub(crate) fn prepare(owner: &Owner) -> Result<PathBuf> {
     output::note(format!("making the image of the hosts: Debian {SUITE} from {mirror} (a minute or two, once)"));
     let parent = dir.join(key(&mirror));
     let half = dir.join("half-made");
-    remove(&half)?;
+    paths::remove_dir(&half)?;
     std::fs::create_dir_all(&half).with_context(|| format!("cannot make {}", half.display()))?;
     debootstrap(&half, &mirror)?;
     for (path, mode, content) in FILES {
@@ -162,15 +162,6 @@ fn debootstrap(target: &Path, mirror: &str) -> Result<()> {
     let message = format!("debootstrap failed ({status}): {}", run::last_lines(&said, 3));
     let hint = format!("the whole log is {}; {MIRROR_VARIABLE} names another mirror", log_path.display());
     Err(Failure::new(message, hint).into())
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::cgroup::Cgroups;
 use crate::cloud::Instance;
 use crate::net;
-use crate::paths::{LabPaths, write_atomic};
+use crate::paths::{self, LabPaths, write_atomic};
 
 /// How long an orderly shutdown may take before the power goes.
 pub(crate) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
@@ -116,12 +116,7 @@ impl Disk {
     /// Throws away everything of the host.
     pub(crate) fn remove(&self) -> Result<()> {
         self.discard()?;
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        }
+        paths::remove_dir(&self.dir)
     }
 
     /// The host's own SSH keys: name and content, for a reset that keeps the host's identity.

@@ -113,6 +113,16 @@ pub(crate) fn lock() -> Result<Lock> {
     }
 }
 
+/// Removes a folder with everything in it; one that is not there is as good.
+pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes the folder of all labs after the last of them. The lock must be held.
 pub(crate) fn remove_run_dir(_lock: &Lock) -> Result<()> {
     if labs()?.is_empty() {

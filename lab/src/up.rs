@@ -223,13 +223,7 @@ fn clean(paths: &LabPaths, cgroups: &Cgroups) -> Result<()> {
     // First the processes: their mounts and cables go with them.
     cgroups.end(&paths.name, None)?;
     net::delete_namespace(paths)?;
-    let dir = paths.dir();
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
+    paths::remove_dir(&paths.dir())
 }
 
 #[cfg(test)]

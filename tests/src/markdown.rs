@@ -1,5 +1,25 @@
 //! The commands of the manual: its fenced blocks, and the comment before each that says where it runs.
 
+use std::path::{Path, PathBuf};
+
+/// The pages (`*.md`) in some folders of a tree and below them, with those that are named themselves, by name.
+pub fn pages(root: &Path, named: &[&str], folders: &[&str]) -> Vec<PathBuf> {
+    let mut pages: Vec<PathBuf> = named.iter().map(|name| root.join(name)).collect();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|name| root.join(name)).collect();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+            let path = entry.expect("a folder can be read").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    pages.sort();
+    pages
+}
+
 /// Where a block of commands runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rollcall_tests::markdown::{Block, Place, blocks};
+use rollcall_tests::markdown::{self, Block, Place, blocks};
 use rollcall_tests::{Lab, Running, Said, root, run};
 
 /// From nothing, with the builds of the shipped programs and of Consul.
@@ -120,24 +120,6 @@ fn page(path: &Path) -> Vec<Block> {
     blocks(&text).unwrap_or_else(|wrong| panic!("{}: {wrong}", path.display()))
 }
 
-/// Pages of the manual, by name.
-fn manual(clone: &Path) -> Vec<PathBuf> {
-    let mut pages = vec![clone.join("CONTRIBUTING.md")];
-    let mut folders = vec![clone.join("docs")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("the manual is there") {
-            let path = entry.expect("a folder can be read").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    pages.sort();
-    pages
-}
-
 #[test]
 fn the_readme_leads_from_nothing_to_a_cluster_and_back() {
     let newcomer = Newcomer::new();
@@ -150,7 +132,7 @@ fn the_readme_leads_from_nothing_to_a_cluster_and_back() {
         if is(block, "make demo-down") {
             newcomer.sees_the_page();
             // The manual's commands are for the same fleet.
-            for path in manual(&newcomer.clone()) {
+            for path in markdown::pages(&newcomer.clone(), &["CONTRIBUTING.md"], &["docs"]) {
                 for block in page(&path) {
                     newcomer.run(&path, &block);
                 }

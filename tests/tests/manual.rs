@@ -2,25 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use rollcall_tests::markdown::{Block, Place, blocks};
+use rollcall_tests::markdown::{self, Block, Place, blocks};
 use rollcall_tests::root;
 
 fn pages() -> Vec<PathBuf> {
-    let mut pages: Vec<PathBuf> =
-        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| root().join(name)).to_vec();
-    let mut folders = vec![root().join("docs"), root().join("examples")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-            let path = entry.expect("a folder can be read").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                pages.push(path);
-            }
-        }
-    }
-    pages.sort();
-    pages
+    markdown::pages(&root(), &["README.md", "CONTRIBUTING.md", "CHANGELOG.md"], &["docs", "examples"])
 }
 
 fn read(path: &Path) -> String {

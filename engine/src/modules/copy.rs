@@ -10,12 +10,38 @@ use super::{
     place::{Perms, Planner, Put, followed, planned},
 };
 use crate::{
-    args,
     digest::sha256_hex,
     host::{FileKind, Read, atomic::explain},
 };
 
-args! {
+/// Declares the arguments of a module that puts files: its own, and what they all have.
+macro_rules! put_args {
+    ($(#[$m:meta])* pub struct $name:ident { $($own:tt)* }) => {
+        $crate::args! {
+            $(#[$m])*
+            pub struct $name {
+                $($own)*
+                /// Permission bits, as "0644" or `u=rw,go=r`; `preserve` takes the source's.
+                mode []: Option<$crate::modules::args::Mode>;
+                /// Owner, a name or a number.
+                owner []: Option<String>;
+                /// Group, a name or a number.
+                group []: Option<String>;
+                /// Keep a copy of the file that was there, with the time in its name.
+                backup []: bool = false;
+                /// Replace what is there; without it only a missing file is made.
+                force []: bool = true;
+                /// Where a link stands, write to what it points to instead of replacing the link.
+                follow []: bool = false;
+                /// A command that checks the new file before it replaces the old one; `%s` stands for it. There is no shell.
+                validate []: Option<String>;
+            }
+        }
+    };
+}
+pub(super) use put_args;
+
+put_args! {
     /// Arguments of `copy`.
     pub struct Args {
         /// Where it goes. With a `/` at its end, or where a folder is, the file keeps its name in it.
@@ -27,22 +53,8 @@ args! {
         content []: Option<Value>;
         /// `src` is on the host already.
         remote_src []: bool = false;
-        /// Permission bits, as "0644" or `u=rw,go=r`; `preserve` takes the source's.
-        mode []: Option<Mode>;
         /// Permission bits of folders that are made.
         directory_mode []: Option<Mode>;
-        /// Owner, a name or a number.
-        owner []: Option<String>;
-        /// Group, a name or a number.
-        group []: Option<String>;
-        /// Keep a copy of the file that was there, with the time in its name.
-        backup []: bool = false;
-        /// Replace what is there; without it only a missing file is made.
-        force []: bool = true;
-        /// Where a link stands, write to what it points to instead of replacing the link.
-        follow []: bool = false;
-        /// A command that checks the new file before it replaces the old one; `%s` stands for it. There is no shell.
-        validate []: Option<String>;
     }
 }
 

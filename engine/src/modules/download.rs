@@ -8,7 +8,8 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Change, Cx, Definition, Diff, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan,
     args::{Mode, expected},
-    fetch::{self, Manner, Web},
+    fetch::{self, Manner},
+    http::{self, Login, Reach, Trust, Web},
     place::{Perms, Planner, planned},
 };
 use crate::{
@@ -100,21 +101,18 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let url = args.url.clone();
     let perms = Perms { mode: args.mode.clone(), owner: args.owner.clone(), group: args.group.clone() };
     perms.refuse_preserve("a download has no mode")?;
-    if args.password.is_some() && args.username.is_none() {
-        return Err(Failure::new("argument 'password' needs 'username'"));
-    }
-    let manner = Manner {
-        headers: args.headers.clone(),
-        username: args.username.clone(),
-        password: args.password.clone(),
-        timeout: args.timeout,
-        retries: args.retries,
-        use_proxy: args.use_proxy,
-        ca_path: args.ca_path.clone(),
-        environment: call.environment.clone(),
-    };
+    let login = Login::read(("username", args.username.as_deref()), ("password", args.password.as_deref()))?;
+    let headers = http::headers(&args.headers)?;
     let into = call.args.get("dest").and_then(Value::as_str).is_some_and(|d| d.ends_with('/'));
     planned(cx, || {
+        let trust = Trust::read(args.ca_path.as_ref(), cx.host)?;
+        let manner = Manner {
+            headers,
+            login,
+            timeout: args.timeout,
+            retries: args.retries,
+            reach: Reach { trust, use_proxy: args.use_proxy, environment: call.environment.clone() },
+        };
         let mut planner = Planner::new(cx, call.diff);
         let path = place(&args.dest, into, &url, &planner)?;
         let want = match &args.checksum {

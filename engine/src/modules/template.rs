@@ -6,33 +6,17 @@ use serde_json::Value;
 
 use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
-    args::Mode,
-    copy::{Job, single},
+    copy::{Job, put_args, single},
     place::{Perms, Planner, Put, planned},
 };
-use crate::args;
 
-args! {
+put_args! {
     /// Arguments of `template`.
     pub struct Args {
         /// A template from `templates/`: `.tera` files are Tera, all others Jinja.
         src []: String, required;
         /// Where the file goes. With a `/` at its end, or where a folder is, it keeps its name in it, without `.tera` or `.j2`.
         dest []: PathBuf, required;
-        /// Permission bits, as "0644" or `u=rw,go=r`; `preserve` takes the template's.
-        mode []: Option<Mode>;
-        /// Owner, a name or a number.
-        owner []: Option<String>;
-        /// Group, a name or a number.
-        group []: Option<String>;
-        /// Keep a copy of the file that was there, with the time in its name.
-        backup []: bool = false;
-        /// Replace what is there; without it only a missing file is made.
-        force []: bool = true;
-        /// Where a link stands, write to what it points to instead of replacing the link.
-        follow []: bool = false;
-        /// A command that checks the new file before it replaces the old one; `%s` stands for it. There is no shell.
-        validate []: Option<String>;
     }
 }
 

@@ -246,6 +246,41 @@ pub struct Task {
     pub throttle: Option<usize>,
 }
 
+impl Task {
+    /// A task that does this and says nothing else.
+    pub fn new(id: u32, span: Span, action: Action) -> Self {
+        Self {
+            id,
+            name: None,
+            span,
+            role: None,
+            action,
+            when: Vec::new(),
+            tags: Vec::new(),
+            vars: Vec::new(),
+            become_: Become::default(),
+            environment: Vec::new(),
+            loop_: None,
+            register: None,
+            until: Vec::new(),
+            retries: None,
+            delay: None,
+            changed_when: None,
+            failed_when: None,
+            notify: Vec::new(),
+            ignore_errors: None,
+            check_mode: None,
+            diff: None,
+            no_log: false,
+            delegate_to: None,
+            run_once: false,
+            any_errors_fatal: false,
+            timeout: None,
+            throttle: None,
+        }
+    }
+}
+
 /// As whom a task runs. `None` where nothing was said: the host's variables (`ansible_become*`) or the options decide.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Become {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     load::{State, is_identifier},
-    model::{Action, Become, Item, Task},
+    model::{Action, Item, Task},
     play::present,
     role::Named,
 };
@@ -48,35 +48,8 @@ impl State<'_> {
         ];
         let action = Action::Module { name: definition.name.to_owned(), args: Node { span, kind: Kind::Map(args) } };
         let name = Some(text(format!("check the arguments of role {}", named.name), span));
-        Some(Item::Task(Box::new(Task {
-            id: self.next_id(),
-            name,
-            span,
-            role: None,
-            action,
-            when: Vec::new(),
-            tags: vec!["always".into()],
-            vars: vec![Arc::default()],
-            become_: Become::default(),
-            environment: Vec::new(),
-            loop_: None,
-            register: None,
-            until: Vec::new(),
-            retries: None,
-            delay: None,
-            changed_when: None,
-            failed_when: None,
-            notify: Vec::new(),
-            ignore_errors: None,
-            check_mode: None,
-            diff: None,
-            no_log: false,
-            delegate_to: None,
-            run_once: false,
-            any_errors_fatal: false,
-            timeout: None,
-            throttle: None,
-        })))
+        let task = Task::new(self.next_id(), span, action);
+        Some(Item::Task(Box::new(Task { name, tags: vec!["always".into()], vars: vec![Arc::default()], ..task })))
     }
 
     fn option(&mut self, name: &Key, option: &Node, that: &mut Vec<(String, Span)>) {

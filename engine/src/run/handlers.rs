@@ -61,7 +61,7 @@ impl Runner<'_> {
     }
 
     /// The change was made: its handlers run at the next flush.
-    pub(super) fn keep(&mut self, task: &Task, _fresh: &[u32]) -> Result<(), Failure> {
+    pub(super) fn keep(&mut self, task: &Task) -> Result<(), Failure> {
         if task.notify.is_empty() {
             return Ok(());
         }
@@ -80,11 +80,10 @@ impl Runner<'_> {
     }
 
     /// The change was not made: what it alone would have owed is struck.
-    pub(super) fn withdraw(&mut self, task: &Task, fresh: &[u32]) -> Result<(), Failure> {
+    pub(super) fn withdraw(&mut self, fresh: &[u32]) -> Result<(), Failure> {
         if fresh.is_empty() || self.context.init.check {
             return Ok(());
         }
-        let _ = task;
         let bundle = std::sync::Arc::clone(&self.context.bundle);
         let play = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play));
         for handler in play.into_iter().flat_map(|p| &p.handlers).filter(|h| fresh.contains(&h.task.id)) {
@@ -392,33 +391,9 @@ fn foreign_handler(debt: &Debt, play: &Play) -> Option<Handler> {
     let quoted = quote(&Value::Object(call.args.clone()));
     Some(Handler {
         task: Task {
-            id: u32::MAX,
             name: Some(raw(&json!(debt.handler))),
-            span,
-            role: None,
-            action: Action::Module { name: call.module.clone(), args: raw(&quoted) },
-            when: Vec::new(),
-            tags: Vec::new(),
-            vars: Vec::new(),
             become_: Become { enabled: Some(true), user: Some(raw(&json!(debt.user))) },
-            environment: Vec::new(),
-            loop_: None,
-            register: None,
-            until: Vec::new(),
-            retries: None,
-            delay: None,
-            changed_when: None,
-            failed_when: None,
-            notify: Vec::new(),
-            ignore_errors: None,
-            check_mode: None,
-            diff: None,
-            no_log: false,
-            delegate_to: None,
-            run_once: false,
-            any_errors_fatal: false,
-            timeout: None,
-            throttle: None,
+            ..Task::new(u32::MAX, span, Action::Module { name: call.module.clone(), args: raw(&quoted) })
         },
         listen: Vec::new(),
         serial: debt.serial,

@@ -225,7 +225,7 @@ impl Runner<'_> {
             },
             None => return attempt,
         };
-        let settled = if changed { self.keep(task, &noted) } else { self.withdraw(task, &noted) };
+        let settled = if changed { self.keep(task) } else { self.withdraw(&noted) };
         match settled {
             Ok(()) => attempt,
             Err(failure) => Attempt::Failed(failure, task.span),
@@ -238,7 +238,7 @@ impl Runner<'_> {
             self.state.noted = Some(noted);
             return attempt;
         }
-        let settled = if changed { self.keep(task, &noted) } else { self.withdraw(task, &noted) };
+        let settled = if changed { self.keep(task) } else { self.withdraw(&noted) };
         match settled {
             Ok(()) => attempt,
             Err(failure) => Attempt::Failed(failure, task.span),

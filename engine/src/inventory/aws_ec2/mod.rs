@@ -4,6 +4,8 @@
 //! instances share one, and then each instance becomes a host: its attributes, `compose`, `groups`, `keyed_groups`.
 
 #[cfg(feature = "ec2")]
+mod attributes;
+#[cfg(feature = "ec2")]
 mod client;
 mod config;
 mod evaluate;
