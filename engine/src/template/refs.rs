@@ -91,6 +91,8 @@ pub(super) struct Analysis {
     pub(super) calls: Vec<(Callee, String, Range<usize>)>,
     /// Templates that are named literally by include, import or extends.
     pub(super) templates: Vec<String>,
+    /// Lists, tuples and mappings that are written in the text, where all they hold must be there.
+    pub(super) literals: Vec<Range<usize>>,
 }
 
 impl Analysis {
@@ -175,6 +177,16 @@ fn chain_of(expr: &Expr<'_>) -> Option<(String, Vec<Step>)> {
         }
         _ => None,
     }
+}
+
+/// `[a, b] | select('defined')`: the way to take of several names those that are there.
+fn sieves(filter: &ast::Filter<'_>) -> bool {
+    let wanted = match filter.name {
+        "select" => "defined",
+        "reject" => "undefined",
+        _ => return false,
+    };
+    matches!(&filter.args[..], [CallArg::Pos(Expr::Const(test))] if test.value.as_str() == Some(wanted))
 }
 
 impl Walker {
@@ -300,17 +312,28 @@ impl Walker {
                 self.args(&test.args);
             }
             Expr::Call(call) => self.called(call, expr.span()),
-            Expr::List(list) => list.items.iter().for_each(|e| self.expr(e)),
-            Expr::Tuple(tuple) => tuple.items.iter().for_each(|e| self.expr(e)),
-            Expr::Map(map) => map.keys.iter().chain(&map.values).for_each(|e| self.expr(e)),
+            Expr::List(list) => self.literal(list.items.iter(), expr.span()),
+            Expr::Tuple(tuple) => self.literal(tuple.items.iter(), expr.span()),
+            Expr::Map(map) => self.literal(map.keys.iter().chain(&map.values), expr.span()),
         }
+    }
+
+    fn literal<'e, 's: 'e>(&mut self, items: impl Iterator<Item = &'e Expr<'s>> + Clone, span: Span) {
+        if items.clone().any(|item| !matches!(item, Expr::Const(_))) {
+            self.found.literals.push(range(span));
+        }
+        items.for_each(|item| self.expr(item));
     }
 
     fn filter(&mut self, filter: &ast::Filter<'_>, span: Span) {
         self.call(Callee::Filter, filter.name, span);
         let soft = matches!(filter.name, "default" | "d") && !filter.args.is_empty();
         if let Some(value) = &filter.expr {
-            if soft { self.guarded(value) } else { self.expr(value) }
+            match value {
+                value if soft => self.guarded(value),
+                Expr::List(list) if sieves(filter) => list.items.iter().for_each(|item| self.guarded(item)),
+                value => self.expr(value),
+            }
         }
         if soft {
             self.conditional(|w| w.args(&filter.args));

@@ -126,6 +126,14 @@ fn undefined_names_are_errors_everywhere() {
         "typo | length",
         "[typo]",
         "{'a': typo}",
+        "[typo, 1] | length",
+        "[x.typo] | length",
+        "1 in [1, typo]",
+        "[1, [typo]] | first",
+        "{'a': typo} | length",
+        "'a' in {'a': x.typo}",
+        "(typo, 1) | length",
+        "1 if [typo] else 2",
         "typo if true else 1",
         "1 if typo else 2",
         "x[typo]",
@@ -154,6 +162,9 @@ fn undefined_names_are_errors_everywhere() {
     assert_eq!(eval("typo is defined and typo.y == 1", Span::NONE, &scope), Ok(json!(false)));
     assert_eq!(eval("typo | default(true)", Span::NONE, &scope), Ok(json!(true)));
     assert_eq!(eval("true or typo", Span::NONE, &scope), Ok(json!(true)));
+    assert_eq!(eval("[typo, x.y] | select('defined') | list", Span::NONE, &scope), Ok(json!([1])));
+    assert_eq!(eval("[typo.a.b, 2] | reject('undefined') | first", Span::NONE, &scope), Ok(json!(2)));
+    assert_eq!(eval("[typo | default(3), x.y] | sum", Span::NONE, &scope), Ok(json!(4)));
     let error = wrong(eval("'a' if false", Span::NONE, &scope));
     assert_eq!(error.hint.as_deref(), Some("an 'if' inside of an expression needs an 'else'"));
 }

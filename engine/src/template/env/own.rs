@@ -65,6 +65,7 @@ pub(super) fn register(env: &mut Environment<'static>) {
     env.add_filter("mandatory", mandatory);
     env.add_filter("extract", extract);
     env.add_filter("__soft", soft);
+    env.add_filter("__whole", whole);
     env.add_filter("string", |value: &Value| -> Result<String, Error> {
         defined(value)?;
         Ok(value.to_string())
@@ -162,6 +163,17 @@ fn mandatory(value: Value, message: Option<String>) -> Result<Value, Error> {
         (true, Some(message)) => Err(wrong(message)),
         (true, None) => Err(Error::from(ErrorKind::UndefinedError)),
     }
+}
+
+/// A list or mapping that is written in the text: an item that is missing is an error, whether or not it is read.
+fn whole(value: Value) -> Result<Value, Error> {
+    for item in value.try_iter()? {
+        defined(&item)?;
+        if value.kind() == ValueKind::Map {
+            defined(&value.get_item(&item)?)?;
+        }
+    }
+    Ok(value)
 }
 
 /// Follows a guarded chain: the value, or undefined where a step is missing.
