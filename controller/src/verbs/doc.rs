@@ -63,6 +63,12 @@ fn plain(definition: &Definition) -> String {
             text.push_str(&format!("      {}\n", line.trim()));
         }
     }
+    if definition.results().next().is_some() {
+        text.push_str("\nResults:\n");
+    }
+    for (name, doc) in definition.results() {
+        text.push_str(&format!("  {name:16} {doc}\n"));
+    }
     text.push_str(&format!("\nExample:\n{}\n", indent(definition.example.trim_end())));
     text
 }
@@ -72,11 +78,13 @@ fn default(declared: &str) -> String {
     if declared.ends_with("::new()") || declared.ends_with("::default()") {
         return String::new();
     }
-    if let Some(seconds) = declared.strip_prefix("Duration::from_secs(").and_then(|s| s.strip_suffix(')')) {
-        return seconds.replace('_', "");
-    }
-    if let Some(millis) = declared.strip_prefix("Duration::from_millis(").and_then(|s| s.strip_suffix(')')) {
-        return format!("{} ms", millis.replace('_', ""));
+    if let Some(duration) = declared.strip_prefix("std::time::").unwrap_or(declared).strip_prefix("Duration::") {
+        let number = duration.split_once('(').map_or("0", |(_, rest)| rest.trim_end_matches(')')).replace('_', "");
+        return match (duration.split('(').next(), number.parse::<u64>()) {
+            (Some("from_mins"), Ok(minutes)) => (minutes * 60).to_string(),
+            (Some("from_millis"), _) => format!("{number} ms"),
+            _ => number,
+        };
     }
     let text = declared.strip_prefix("String::from(").and_then(|s| s.strip_suffix(')')).unwrap_or(declared);
     let text = text.trim_end_matches(".into()").trim_end_matches(".to_owned()").trim_matches('"');
@@ -116,6 +124,12 @@ fn markdown(definition: &Definition) -> String {
         }
         text.push_str(&format!("| {name} | {} | {default} | {} |\n", (arg.kind)().replace('|', "\\|"), doc.trim()));
     }
+    if definition.results().next().is_some() {
+        text.push_str("\n| result | |\n| --- | --- |\n");
+    }
+    for (name, doc) in definition.results() {
+        text.push_str(&format!("| `{name}` | {} |\n", doc.replace('|', "\\|")));
+    }
     text.push_str(&format!("\n```yaml\n{}\n```\n", definition.example.trim_end()));
     text
 }
@@ -125,7 +139,8 @@ pub(crate) fn page() -> String {
     let mut text = String::from(
         "# Modules\n\n<!-- Made by `controller doc --markdown`; a test compares. -->\n\nEvery module plans first and \
          changes only what differs; a second run says that nothing changed. Names may be written short, as \
-         `ansible.builtin.NAME`, or as one of the names below.\n",
+         `ansible.builtin.NAME`, or as one of the names below. `register` sees the results that are listed, and beside \
+         them `changed`, `failed`, `skipped` and `msg`.\n",
     );
     for definition in modules::DEFINITIONS {
         text.push('\n');
@@ -136,6 +151,23 @@ pub(crate) fn page() -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn defaults_are_shown_as_a_playbook_has_them() {
+        let shown = [
+            ("Duration::ZERO", "0"),
+            ("std::time::Duration::from_secs(1_800)", "1800"),
+            ("Duration::from_mins(5)", "300"),
+            ("Duration::from_millis(50)", "50 ms"),
+            ("\"GET\".to_owned()", "GET"),
+            ("UpdatePassword::OnCreate", "on_create"),
+            ("Vec::new()", ""),
+            ("true", "true"),
+        ];
+        for (declared, wanted) in shown {
+            assert_eq!(super::default(declared), wanted, "{declared}");
+        }
+    }
+
     #[test]
     fn the_manuals_page_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/modules.md");

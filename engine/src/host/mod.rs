@@ -73,6 +73,25 @@ pub struct Details {
     pub changed: f64,
     /// For [`FileKind::Other`]: `S_IFBLK` and the like, out of `st_mode`.
     pub format: u32,
+    /// Of a device: its number.
+    pub device: u64,
+    /// Blocks of 512 bytes.
+    pub blocks: u64,
+    /// The size, in bytes, that suits reading and writing.
+    pub block_size: u64,
+    /// What this process may do with it; with a link, with what it points to.
+    pub access: Access,
+}
+
+/// What a process may do with a file, by its effective user and groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Read it.
+    pub read: bool,
+    /// Write it.
+    pub write: bool,
+    /// Execute it; enter it, if it is a folder.
+    pub execute: bool,
 }
 
 /// Owner and mode to be set; `None` leaves what is there (new files: root's, `0644` and `0755`, from the umask).

@@ -11,12 +11,14 @@ use std::{
 };
 
 use nix::{
+    fcntl::{AT_FDCWD, AtFlags},
     libc,
     sys::{stat, time::TimeSpec},
+    unistd::{AccessFlags, faccessat},
 };
 
 use super::{
-    Attrs, Command, Details, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
+    Access, Attrs, Command, Details, Effect, FileKind, Fill, Group, Meta, Output, Ran, Read, Unit, User, Write,
     atomic::{self, Ids, explain},
     exec,
 };
@@ -84,6 +86,11 @@ impl Real {
             gid: attrs.group.as_deref().map(|name| group_id(self, name)).transpose()?.flatten(),
         })
     }
+}
+
+fn access(path: &Path) -> Access {
+    let may = |what| faccessat(AT_FDCWD, path, what, AtFlags::AT_EACCESS).is_ok();
+    Access { read: may(AccessFlags::R_OK), write: may(AccessFlags::W_OK), execute: may(AccessFlags::X_OK) }
 }
 
 /// The number of a user; `None` for one that is only planned. A name that is nobody's is an error.
@@ -236,6 +243,10 @@ impl Read for Real {
             accessed: seconds(meta.atime(), meta.atime_nsec()),
             changed: seconds(meta.ctime(), meta.ctime_nsec()),
             format: meta.mode() & libc::S_IFMT,
+            device: meta.rdev(),
+            blocks: meta.blocks(),
+            block_size: meta.blksize(),
+            access: access(path),
         }))
     }
 

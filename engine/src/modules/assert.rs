@@ -51,6 +51,11 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("that", "How many conditions held."),
+        ("assertion", "Of a failure: the condition that did not hold."),
+        ("evaluated_to", "Of a failure: what it gave instead."),
+    ]],
     example: "- name: what this role needs\n  assert:\n    that:\n      - facts.memory.total_mib >= 512\n      - facts.os.family == 'debian'\n    fail_msg: this role needs Debian and half a gigabyte\n",
     plan,
 };

@@ -40,6 +40,19 @@ args! {
     }
 }
 
+/// Results of a command's end.
+pub(super) const RESULTS: &super::Results = &[
+    ("rc", "The exit code; -N for death by signal N."),
+    ("cmd", "What was run."),
+    ("stdout", "What it said."),
+    ("stderr", "What it complained of."),
+    ("stdout_lines", "`stdout`, line by line."),
+    ("stderr_lines", "`stderr`, line by line."),
+    ("start", "When it began."),
+    ("end", "When it ended."),
+    ("delta", "How long it took."),
+];
+
 /// The module.
 pub const DEFINITION: Definition = Definition {
     name: "command",
@@ -48,6 +61,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::Arg("cmd"),
     needs: Needs::Nothing,
+    results: &[RESULTS],
     example: "- name: unpack the data once\n  command:\n    argv: [tar, -xf, /srv/data.tar, -C, /srv]\n    creates: /srv/data\n",
     plan,
 };

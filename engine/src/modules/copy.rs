@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan, TreeEntry,
     args::Mode,
-    place::{Perms, Planner, Put, followed, planned},
+    place::{self, Perms, Planner, Put, followed, planned},
 };
 use crate::{
     digest::sha256_hex,
@@ -66,6 +66,11 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::File,
+    results: &[
+        place::RESULTS,
+        place::BACKUP,
+        &[("src", "The source, as it was named."), ("checksum", "SHA-256 of the content that was put there.")],
+    ],
     example: "- name: limits\n  copy:\n    content: \"fs.file-max = 100000\\n\"\n    dest: /etc/sysctl.d/60-limits.conf\n    mode: \"0644\"\n",
     plan,
 };

@@ -45,6 +45,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[("value", "What `msg` gave, where it is no text."), ("NAME", "Each variable that `var` names.")]],
     example: "- name: say who this is\n  debug:\n    msg: this is {{ facts.hostname }}\n",
     plan,
 };

@@ -10,7 +10,7 @@ use super::{
     args::{Mode, expected},
     fetch::{self, Manner},
     http::{self, Login, Reach, Trust, Web},
-    place::{Perms, Planner, planned},
+    place::{self, Perms, Planner, planned},
 };
 use crate::{
     args, diag,
@@ -92,6 +92,15 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[
+        place::RESULTS,
+        &[
+            ("url", "The address, without the login it may hold."),
+            ("checksum", "`sha256:HEX`, the one that the file must have."),
+            ("status_code", "The answer to the last request; not there where nothing was fetched."),
+            ("checksum_src", "Of a failure: the checksum of what came."),
+        ],
+    ],
     example: "- name: Consul\n  download:\n    url: https://releases.hashicorp.com/consul/1.21.4/consul_1.21.4_linux_amd64.zip\n    dest: /var/cache/rollcall/consul.zip\n    checksum: sha256:https://releases.hashicorp.com/consul/1.21.4/consul_1.21.4_SHA256SUMS\n",
     plan,
 };

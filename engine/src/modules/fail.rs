@@ -19,6 +19,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[],
     example: "- name: no disk\n  fail:\n    msg: this host has no data disk\n",
     plan,
 };

@@ -269,10 +269,13 @@ pub(crate) fn plan(host: &dyn Read, module: &str, args: Value) -> Result<Plan, F
 
 /// Plans and applies.
 pub(crate) fn go(host: &mut dyn Write, module: &str, args: Value) -> Result<Outcome, Failure> {
-    match plan(host.as_read(), module, args)? {
-        Plan::Unchanged(outcome) => Ok(outcome),
-        Plan::Change(change) => change.apply(host),
-    }
+    let outcome = match plan(host.as_read(), module, args)? {
+        Plan::Unchanged(outcome) => outcome,
+        Plan::Change(change) => change.apply(host)?,
+    };
+    let untold = find(module).unwrap().untold(&outcome.data);
+    assert!(untold.is_empty(), "{module}: results that the manual does not name: {untold:?}");
+    Ok(outcome)
 }
 
 /// What check says is what the run does, and a second run has nothing to do. Returns the run's outcome.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     args::Mode,
-    place::{Perms, Planner, Put, followed, planned},
+    place::{self, Perms, Planner, Put, followed, planned},
 };
 use crate::{
     args, choice,
@@ -60,6 +60,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[place::RESULTS, &[("src", "What a link points to.")]],
     example: "- name: data folder\n  file:\n    path: /opt/consul\n    state: directory\n    owner: consul\n    mode: \"0750\"\n",
     plan,
 };

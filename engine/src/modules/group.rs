@@ -38,6 +38,12 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("name", "Its name."),
+        ("state", "`present`; not there where it was removed."),
+        ("system", "As the argument says."),
+        ("gid", "Its number; not there where it is only planned."),
+    ]],
     example: "- name: Consul's group\n  group:\n    name: consul\n    system: true\n",
     plan,
 };

@@ -27,6 +27,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[("name", "The name.")]],
     example: "- name: name\n  hostname:\n    name: consul-1\n",
     plan,
 };

@@ -7,7 +7,7 @@ use fancy_regex::{Captures, Regex};
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     args::Mode,
-    place::{Perms, Planner, Put, followed, planned},
+    place::{self, Perms, Planner, Put, followed, planned},
 };
 use crate::{
     args, choice,
@@ -63,6 +63,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[place::RESULTS, place::BACKUP, &[("found", "How many lines `regexp`, `search_string` or `line` met.")]],
     example: "- name: no root login by password\n  lineinfile:\n    path: /etc/ssh/sshd_config\n    regexp: '^#?PermitRootLogin'\n    line: PermitRootLogin prohibit-password\n    validate: sshd -t -f %s\n",
     plan,
 };

@@ -126,6 +126,9 @@ pub enum FreeForm {
     Arg(&'static str),
 }
 
+/// Names of results, each with what it is. A name in capitals stands for what a call names.
+pub type Results = [(&'static str, &'static str)];
+
 /// A module.
 #[derive(Debug)]
 pub struct Definition {
@@ -141,10 +144,28 @@ pub struct Definition {
     pub free_form: FreeForm,
     /// What is brought along.
     pub needs: Needs,
+    /// What `register` sees besides `changed`, `failed`, `skipped` and `msg`.
+    pub results: &'static [&'static Results],
     /// A task of YAML that works, for the manual and the tests.
     pub example: &'static str,
     /// Looks, and says what would change.
     pub plan: fn(&Invocation, &Cx<'_>) -> Result<Plan, Failure>,
+}
+
+impl Definition {
+    /// All results, in the order of the manual.
+    pub fn results(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.results.iter().copied().flatten().copied()
+    }
+
+    /// Results of a call that the manual does not name.
+    #[cfg(test)]
+    pub(crate) fn untold(&self, data: &Map<String, Value>) -> Vec<String> {
+        if self.results().any(|(name, _)| name.starts_with(char::is_uppercase)) {
+            return Vec::new();
+        }
+        data.keys().filter(|key| !self.results().any(|(name, _)| name == *key)).cloned().collect()
+    }
 }
 
 /// A module's call, everything rendered.
@@ -359,6 +380,12 @@ mod tests {
                 "{}: an argument lacks its documentation",
                 d.name
             );
+            let mut results: Vec<&str> = d.results().map(|(name, _)| name).collect();
+            let count = results.len();
+            results.sort_unstable();
+            results.dedup();
+            assert_eq!(results.len(), count, "{}: a result is there twice", d.name);
+            assert!(d.results().all(|(_, doc)| doc.ends_with('.')), "{}: a result lacks its documentation", d.name);
         }
     }
 

@@ -56,6 +56,15 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        (
+            "packages",
+            "Versions by name: of what was installed or upgraded, with what it needs; where nothing changed, of what was asked for.",
+        ),
+        ("cache_updated", "The index was refreshed."),
+        ("stdout", "What apt said."),
+        ("stderr", "What apt complained of."),
+    ]],
     example: "- name: programs\n  package:\n    name: [chrony, jq]\n    cache_valid_time: 3600\n",
     plan,
 };

@@ -21,6 +21,21 @@ use crate::{
     },
 };
 
+/// Results of whatever puts a file or folder in place.
+pub(super) const RESULTS: &super::Results = &[
+    ("path", "Where it stands."),
+    ("dest", "The same."),
+    ("state", "`file`, `directory` or `link`; `absent` where nothing stands."),
+    ("mode", "Permission bits, as \"0644\"."),
+    ("owner", "The owner's name."),
+    ("group", "The group's name."),
+    ("uid", "The owner's number; null where it is only planned."),
+    ("gid", "The group's number; likewise."),
+    ("size", "Bytes."),
+];
+/// The result of `backup`.
+pub(super) const BACKUP: &super::Results = &[("backup_file", "The copy of the file that was there, with `backup`.")];
+
 /// Beyond this, and for what is not text, a diff names size and checksum.
 const DIFF_LIMIT: usize = 512 * 1024;
 /// After this long a comparison of lines becomes a rough one.

@@ -55,6 +55,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[("name", "Its name.")]],
     example: "- name: the vendor's packages\n  repository:\n    name: hashicorp\n    uris: https://apt.releases.hashicorp.com\n    suites: \"{{ facts.os.codename }}\"\n    components: main\n    signed_by: /etc/apt/keyrings/hashicorp.gpg\n",
     plan,
 };

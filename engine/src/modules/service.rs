@@ -42,6 +42,16 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("name", "The unit, with its suffix."),
+        ("state", "`started` or `stopped`, where the call asked for one."),
+        ("enabled", "Whether it starts at boot, where the call asked for it."),
+        ("active", "systemd's `ActiveState` after a change."),
+        ("sub", "systemd's `SubState` after a change."),
+        ("main_pid", "Its main process after a change."),
+        ("status", "Of a failure: what `systemctl status` says."),
+        ("journal", "Of a failure: the last lines of its journal."),
+    ]],
     example: "- name: Consul runs\n  service:\n    name: consul\n    state: started\n    enabled: true\n",
     plan,
 };

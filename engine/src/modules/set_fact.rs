@@ -25,6 +25,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[("facts", "The variables that were set.")]],
     example: "- name: the address to bind\n  set_fact:\n    consul_address: \"{{ facts.addresses.ipv4[0] }}\"\n",
     plan,
 };

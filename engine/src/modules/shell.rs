@@ -40,6 +40,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::Arg("cmd"),
     needs: Needs::Nothing,
+    results: &[super::command::RESULTS],
     example: "- name: a gossip key\n  shell:\n    cmd: consul keygen > /etc/consul.d/key\n    creates: /etc/consul.d/key\n",
     plan,
 };

@@ -14,11 +14,12 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     place::{followed, ids, planned, unforeseen},
+    steps::hinted,
 };
 use crate::{
     args, choice,
     digest::hex,
-    host::{Details, FileKind, Meta, Read, atomic::explain},
+    host::{Access, Details, FileKind, Meta, Read, atomic::explain},
 };
 
 choice!(
@@ -50,12 +51,57 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("stat", "What stands there: the keys below."),
+        ("stat.exists", "Something stands there; without it this is the only key."),
+        ("stat.path", "The path that was asked for."),
+        ("stat.isreg", "A file."),
+        ("stat.isdir", "A folder."),
+        ("stat.islnk", "A link; never with `follow`."),
+        ("stat.isblk", "A block device."),
+        ("stat.ischr", "A character device."),
+        ("stat.isfifo", "A named pipe."),
+        ("stat.issock", "A socket."),
+        ("stat.mode", "Permission bits, as \"0644\"."),
+        ("stat.size", "Bytes."),
+        ("stat.uid", "Number of the owner; null in check mode for one that is only planned."),
+        ("stat.gid", "Number of the group; likewise."),
+        ("stat.pw_name", "Name of the owner, or the number of one without a name."),
+        ("stat.gr_name", "Name of the group, or the number of one without a name."),
+        ("stat.mtime", "Last change of the content, in seconds since 1970."),
+        ("stat.atime", "Last access."),
+        ("stat.ctime", "Last change of content or attributes."),
+        ("stat.nlink", "Hard links."),
+        ("stat.inode", "Number in its file system."),
+        ("stat.dev", "Number of its file system."),
+        ("stat.device_type", "Of a device: its number; 0 for what is none."),
+        ("stat.blocks", "Blocks of 512 bytes that it takes."),
+        ("stat.block_size", "The size, in bytes, that suits reading and writing."),
+        ("stat.isuid", "The set-user-id bit is set."),
+        ("stat.isgid", "The set-group-id bit is set."),
+        ("stat.rusr", "The owner may read."),
+        ("stat.wusr", "The owner may write."),
+        ("stat.xusr", "The owner may execute."),
+        ("stat.rgrp", "The group may read."),
+        ("stat.wgrp", "The group may write."),
+        ("stat.xgrp", "The group may execute."),
+        ("stat.roth", "All others may read."),
+        ("stat.woth", "All others may write."),
+        ("stat.xoth", "All others may execute."),
+        ("stat.readable", "The user as whom the task runs may read it."),
+        ("stat.writeable", "This user may write it."),
+        ("stat.executable", "This user may execute it; of a folder: enter it."),
+        ("stat.checksum", "Checksum of a file, unless `get_checksum` is off."),
+        ("stat.lnk_target", "Of a link: what it says."),
+        ("stat.lnk_source", "Of a link: the path at the end of the chain."),
+    ]],
     example: "- name: is it there\n  stat:\n    path: /usr/local/bin/consul\n  register: binary\n",
     plan,
 };
 
 fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
-    let args = Args::parse(&call.args)?;
+    let other = "no result comes of it: leave it out, or ask by a command (lsattr, file)";
+    let args = hinted(Args::parse(&call.args), &[("get_attributes", other), ("get_mime", other)])?;
     planned(cx, || {
         let look = |e| explain("look at", &args.path, &e);
         let meta =
@@ -66,11 +112,10 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             }
             return Ok(Plan::Unchanged(result(Map::from_iter([("exists".to_owned(), Value::Bool(false))]))));
         };
-        let mut stat = describe(&args.path, &meta, cx.host)?;
         let at = if args.follow { followed(cx.host, &args.path)? } else { args.path.clone() };
-        if let Some(more) = cx.host.details(&at).map_err(look)? {
-            describe_more(&more, &mut stat);
-        }
+        let more = cx.host.details(&at).map_err(look)?.unwrap_or_else(|| planned_details(&meta));
+        let mut stat = describe(&args.path, &meta, cx.host)?;
+        describe_more(&more, &mut stat);
         if meta.kind == FileKind::File && args.get_checksum {
             match cx.host.read(&args.path) {
                 Ok(bytes) => drop(stat.insert("checksum".into(), checksum(args.checksum_algorithm, &bytes).into())),
@@ -93,7 +138,6 @@ fn result(stat: Map<String, Value>) -> Outcome {
 
 fn describe(path: &Path, meta: &Meta, host: &dyn Read) -> Result<Map<String, Value>, Failure> {
     let (uid, gid) = ids(host, meta);
-    let modified = meta.modified.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
     let mut stat: Map<String, Value> = Map::new();
     let mut put = |name: &str, value: Value| drop(stat.insert(name.to_owned(), value));
     put("exists", true.into());
@@ -107,7 +151,7 @@ fn describe(path: &Path, meta: &Meta, host: &dyn Read) -> Result<Map<String, Val
     put("gid", gid);
     put("pw_name", meta.owner.clone().into());
     put("gr_name", meta.group.clone().into());
-    put("mtime", modified.into());
+    put("mtime", seconds(meta).into());
     put("dev", meta.identity.0.into());
     put("inode", meta.identity.1.into());
     put("isuid", (meta.mode & 0o4000 != 0).into());
@@ -117,7 +161,6 @@ fn describe(path: &Path, meta: &Meta, host: &dyn Read) -> Result<Map<String, Val
             put(&format!("{what}{who}"), (meta.mode & (bit << shift) != 0).into());
         }
     }
-    put("executable", (meta.mode & 0o111 != 0).into());
     if meta.kind == FileKind::Symlink {
         let target = host.read_link(path).map_err(|e| explain("read", path, &e))?;
         put("lnk_target", target.display().to_string().into());
@@ -126,12 +169,41 @@ fn describe(path: &Path, meta: &Meta, host: &dyn Read) -> Result<Map<String, Val
     Ok(stat)
 }
 
-/// What only a path that is really there has.
+/// What a check foresees of what is only planned: a file, folder or link of its own, just made.
+fn planned_details(meta: &Meta) -> Details {
+    let made = seconds(meta);
+    let root = nix::unistd::geteuid().is_root();
+    // The bits count for somebody; root needs one only to execute.
+    let may = |bits: u32| meta.mode & bits != 0;
+    let folder = meta.kind == FileKind::Directory;
+    Details {
+        links: if folder { 2 } else { 1 },
+        accessed: made,
+        changed: made,
+        format: 0,
+        device: 0,
+        blocks: meta.size.div_ceil(512),
+        block_size: 4096,
+        access: Access { read: root || may(0o444), write: root || may(0o222), execute: may(0o111) || (root && folder) },
+    }
+}
+
+/// The time of the last change, in seconds since 1970.
+fn seconds(meta: &Meta) -> f64 {
+    meta.modified.duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
 fn describe_more(more: &Details, stat: &mut Map<String, Value>) {
     let mut put = |name: &str, value: Value| drop(stat.insert(name.to_owned(), value));
     put("nlink", more.links.into());
     put("atime", more.accessed.into());
     put("ctime", more.changed.into());
+    put("device_type", more.device.into());
+    put("blocks", more.blocks.into());
+    put("block_size", more.block_size.into());
+    put("readable", more.access.read.into());
+    put("writeable", more.access.write.into());
+    put("executable", more.access.execute.into());
     for (name, format) in
         [("isblk", libc::S_IFBLK), ("ischr", libc::S_IFCHR), ("isfifo", libc::S_IFIFO), ("issock", libc::S_IFSOCK)]
     {
@@ -152,11 +224,12 @@ fn checksum(algorithm: Algorithm, bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt as _};
 
     use serde_json::json;
 
     use super::{super::place::testing, *};
+    use crate::host::{Attrs, Write as _};
 
     fn stat(args: Value) -> Value {
         let call = testing::call(&DEFINITION, args, None);
@@ -196,5 +269,57 @@ mod tests {
             (&device["ischr"], &device["isblk"], &device["isreg"]),
             (&json!(true), &json!(false), &json!(false))
         );
+    }
+
+    /// Everything the manual promises is there, and nothing else; in check mode too.
+    #[test]
+    fn the_manual_names_every_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("f"), folder.path().join("l"));
+        fs::write(&path, "abc").unwrap();
+        std::os::unix::fs::symlink("f", &link).unwrap();
+        let (file, seen) = (stat(json!({"path": path})), stat(json!({"path": link})));
+        let mut keys: Vec<String> = [file.as_object().unwrap(), seen.as_object().unwrap()]
+            .into_iter()
+            .flat_map(|map| map.keys().map(|key| format!("stat.{key}")))
+            .collect();
+        keys.sort();
+        keys.dedup();
+        let mut told: Vec<&str> = DEFINITION.results().map(|(name, _)| name).filter(|name| *name != "stat").collect();
+        told.sort_unstable();
+        assert_eq!(keys, told);
+
+        let real = crate::host::real::Real::new();
+        let mut overlay = crate::host::overlay::Overlay::new(&real);
+        let new = folder.path().join("new");
+        overlay.write(&new, b"planned", &Attrs { mode: Some(0o750), ..Attrs::default() }, None).unwrap();
+        let call = testing::call(&DEFINITION, json!({"path": new}), None);
+        let Plan::Unchanged(outcome) = plan(&call, &Cx { host: &overlay, facts: &json!({}) }).unwrap() else {
+            panic!("stat changes nothing")
+        };
+        let planned = outcome.data["stat"].as_object().unwrap();
+        assert_eq!(planned.keys().collect::<Vec<_>>(), file.as_object().unwrap().keys().collect::<Vec<_>>());
+        assert_eq!((&planned["isfifo"], &planned["nlink"], &planned["size"]), (&json!(false), &json!(1), &json!(7)));
+    }
+
+    #[test]
+    fn access_is_that_of_who_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        fs::write(&path, "#!").unwrap();
+        let may = |mode: u32| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let stat = stat(json!({"path": path, "get_checksum": false}));
+            [&stat["readable"], &stat["writeable"], &stat["executable"]].map(|v| v.as_bool().unwrap())
+        };
+        let root = nix::unistd::geteuid().is_root();
+        assert_eq!(may(0o700), [true, true, true]);
+        // Root reads and writes whatever the bits say, and executes only with one of them.
+        assert_eq!(may(0o000), [root, root, false]);
+        let null = stat(json!({"path": "/dev/null"}));
+        assert_eq!((&null["device_type"], &null["readable"]), (&json!(259), &json!(true)));
+        let failure =
+            testing::run(&DEFINITION, &testing::call(&DEFINITION, json!({"path": path, "get_mime": true}), None));
+        assert!(failure.unwrap_err().hint.unwrap().contains("leave it out"));
     }
 }

@@ -48,6 +48,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[("name", "The unit."), ("path", "Its file.")]],
     example: "- name: Consul's unit\n  systemd_unit:\n    name: consul.service\n    sections:\n      Unit:\n        Description: Consul\n        After: network-online.target\n      Service:\n        Type: notify\n        User: consul\n        ExecStart: /usr/local/bin/consul agent -config-dir=/etc/consul.d\n        LimitNOFILE: 65536\n      Install:\n        WantedBy: multi-user.target\n    enabled: true\n",
     plan,
 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
     copy::{Job, put_args, single},
-    place::{Perms, Planner, Put, planned},
+    place::{self, Perms, Planner, Put, planned},
 };
 
 put_args! {
@@ -28,6 +28,14 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Template,
+    results: &[
+        place::RESULTS,
+        place::BACKUP,
+        &[
+            ("src", "The template, as it was named, without `.tera` or `.j2`."),
+            ("checksum", "SHA-256 of what was rendered."),
+        ],
+    ],
     example: "- name: configuration\n  template:\n    src: consul.json.tera\n    dest: /etc/consul.d/consul.json\n    owner: consul\n    mode: \"0640\"\n    validate: consul validate %s\n",
     plan,
 };

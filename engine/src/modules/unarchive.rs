@@ -15,7 +15,7 @@ use super::{
     Content, Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     archive::{self, Entry, Kind, broken},
     args::Mode,
-    place::{Perms, Planner, Stream, followed, planned, unforeseen},
+    place::{self, Perms, Planner, Stream, followed, planned, unforeseen},
 };
 use crate::{
     args,
@@ -62,6 +62,14 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::File,
+    results: &[
+        place::RESULTS,
+        &[
+            ("src", "The archive, as it was named."),
+            ("handler", "Its format."),
+            ("files", "The paths in it, with `list_files`."),
+        ],
+    ],
     example: "- name: the program\n  unarchive:\n    src: /var/cache/rollcall/consul.zip\n    remote_src: true\n    dest: /usr/local/bin\n    include: [consul]\n    mode: \"0755\"\n",
     plan,
 };

@@ -102,6 +102,15 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("status", "The code of the answer; -1 where none came."),
+        ("url", "The address that answered, after redirections."),
+        ("headers", "All headers of the answer, names in lower case."),
+        ("HEADER", "Each header once more under its own name, `-` as `_`: `content_type`."),
+        ("json", "The body, where the answer says that it is JSON."),
+        ("content", "The body as text, with `return_content` and in failures."),
+        ("path", "The file that was written, with `dest`."),
+    ]],
     example: "- name: wait for a leader\n  uri:\n    url: http://127.0.0.1:8500/v1/status/leader\n    return_content: true\n  register: leader\n  until: leader.json != ''\n  retries: 30\n",
     plan,
 };

@@ -65,6 +65,16 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("name", "The login name."),
+        ("uid", "Its number; not there where it is only planned."),
+        ("group", "The number of its primary group; likewise."),
+        ("home", "The home folder."),
+        ("shell", "The login shell."),
+        ("comment", "The comment."),
+        ("state", "`present`; not there where the user was removed."),
+        ("remove", "As the argument says, where the user was removed."),
+    ]],
     example: "- name: Consul's user\n  user:\n    name: consul\n    group: consul\n    system: true\n    home: /opt/consul\n    create_home: false\n    shell: /bin/false\n",
     plan,
 };

@@ -69,6 +69,13 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
+    results: &[&[
+        ("elapsed", "Seconds that it took."),
+        ("state", "As the argument says."),
+        ("match_groups", "What the groups of `search_regex` met, in order."),
+        ("port", "The port, where one was waited for."),
+        ("path", "The path, where one was waited for."),
+    ]],
     example: "- name: Consul's port\n  wait_for:\n    port: 8500\n    timeout: 60\n",
     plan,
 };

@@ -53,6 +53,10 @@ pub(crate) fn run(definition: &Definition, invocation: &Invocation) -> Result<(O
         (Ok(_), Err(_)) => {}
         (Err(e), Ok(_)) => panic!("the check failed, the run did not: {e:?}"),
     }
+    if let Ok((outcome, _)) = &applied {
+        let untold = definition.untold(&outcome.data);
+        assert!(untold.is_empty(), "{}: results that the manual does not name: {untold:?}", definition.name);
+    }
     applied
 }
 
