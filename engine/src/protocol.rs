@@ -446,6 +446,28 @@ pub enum EventKind {
         /// For what.
         what: String,
     },
+    /// Files that had notified a handler stand there again as they were.
+    Restored {
+        /// The handler.
+        handler: String,
+        /// Its role.
+        role: Option<String>,
+        /// Their paths.
+        files: Vec<std::path::PathBuf>,
+        /// Why.
+        why: String,
+        /// The handler stays owed all the same.
+        owed: bool,
+    },
+    /// A handler that was carried out stays owed, with its new files in place.
+    Owed {
+        /// The handler.
+        handler: String,
+        /// Its role.
+        role: Option<String>,
+        /// Why.
+        why: String,
+    },
     /// A task is done.
     End(Box<TaskResult>),
 }

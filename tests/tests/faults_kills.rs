@@ -112,10 +112,11 @@ fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-/// A host that was switched off is noticed after seconds instead of a minute.
+/// A host that was switched off is noticed after seconds instead of a minute. One that has just booted on a busy machine
+/// may take its time to answer.
 fn quick(project: Project) -> Project {
     let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.file("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 5\n"))
+    project.file("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 20\n"))
 }
 
 fn project(lab: &Lab, host: &Host) -> Project {

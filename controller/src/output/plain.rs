@@ -115,7 +115,13 @@ impl<W: Write> Plain<W> {
                 c.ok, c.changed, c.failed, c.unreachable
             );
             for (name, n) in
-                [("may_change", c.may_change), ("skipped", c.skipped), ("rescued", c.rescued), ("ignored", c.ignored)]
+                [
+                ("may_change", c.may_change),
+                ("skipped", c.skipped),
+                ("rescued", c.rescued),
+                ("ignored", c.ignored),
+                ("restored", c.restored),
+            ]
             {
                 if n > 0 {
                     text.push_str(&format!(" {name}={n}"));
@@ -136,11 +142,12 @@ fn is_debug(result: &TaskResult) -> bool {
 }
 
 /// `role : task`, or the task alone.
+fn in_role(role: Option<&str>, name: &str) -> String {
+    role.map_or_else(|| name.to_owned(), |role| format!("{role} : {name}"))
+}
+
 fn title(result: &TaskResult) -> String {
-    let name = match &result.role {
-        Some(role) => format!("{role} : {}", result.name),
-        None => result.name.clone(),
-    };
+    let name = in_role(result.role.as_deref(), &result.name);
     if result.handler { format!("{name} (handler)") } else { name }
 }
 
@@ -194,6 +201,16 @@ impl<W: Write + Send> Sink for Plain<W> {
             }
             RunEvent::Waiting { host, what } if self.look.verbose > 0 => {
                 self.line(&format!("{} {host} | {what}", self.style.dim("waiting  ")));
+            }
+            RunEvent::Restored { host, name, role, files, why, owed } => {
+                let word = self.style.changed("restored ");
+                let title = in_role(role.as_deref(), name);
+                let left = if *owed { "; it stays owed" } else { "" };
+                self.line(&format!("{word} {host} | {title}: {} ({why}{left})", files.join(", ")));
+            }
+            RunEvent::Owed { host, name, role, why } => {
+                let word = self.style.changed("owed     ");
+                self.line(&format!("{word} {host} | {}: {why}", in_role(role.as_deref(), name)));
             }
             RunEvent::Notice { text } => self.line(&self.style.bold(text)),
             RunEvent::Recap { hosts, millis, remark, .. } => self.recap(hosts, *millis, remark.as_deref()),

@@ -34,6 +34,10 @@ pub(crate) enum RunEvent {
     Retry { host: String, name: String, left: u64, msg: String },
     /// A host waits for something.
     Waiting { host: String, what: String },
+    /// Files that had notified a handler stand there again as they were.
+    Restored { host: String, name: String, role: Option<String>, files: Vec<String>, why: String, owed: bool },
+    /// A handler was carried out and stays owed, for the cluster's word is missing.
+    Owed { host: String, name: String, role: Option<String>, why: String },
     /// A task ended on a host.
     Task { host: String, result: Box<TaskResult> },
     /// Something for people that is no task.
@@ -56,6 +60,8 @@ pub(crate) struct Counts {
     pub(crate) skipped: u32,
     pub(crate) rescued: u32,
     pub(crate) ignored: u32,
+    /// Files that were put back as they were before the run.
+    pub(crate) restored: u32,
 }
 
 impl Counts {

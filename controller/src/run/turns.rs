@@ -93,6 +93,16 @@ impl Turns {
         queue.settle()
     }
 
+    /// The run is being stopped: nobody gets a turn any more.
+    pub(crate) fn stop(&mut self, why: &str) -> Vec<(Waiter, Answer)> {
+        let mut answers = Vec::new();
+        for queue in self.handlers.values_mut() {
+            queue.closed.get_or_insert_with(|| refusal(why));
+            answers.extend(queue.settle());
+        }
+        answers
+    }
+
     /// A host is gone: in the middle of its turn, that turn went wrong; waiting for it, it waits no more.
     pub(crate) fn gone(&mut self, host: usize, name: &str) -> Vec<(Waiter, Answer)> {
         let mut answers = Vec::new();
@@ -105,6 +115,11 @@ impl Turns {
         }
         answers
     }
+}
+
+/// What a host is told that asks for a turn while the run is being stopped.
+pub(crate) fn refusal(why: &str) -> String {
+    format!("no turn: {why}")
 }
 
 impl Queue {
@@ -160,6 +175,18 @@ mod tests {
         assert!(turns.ask(3, 1, (2, 1)).is_empty());
         assert!(matches!(turns.done(3, 1, false, "b")[..], [((2, 1), Answer::Refused(_))]));
         assert!(matches!(turns.ask(3, 1, (4, 1))[..], [(_, Answer::Refused(_))]));
+    }
+
+    #[test]
+    fn a_stop_wakes_who_waits_and_lets_a_turn_end() {
+        let mut turns = Turns::default();
+        turns.ask(3, 1, (0, 1));
+        turns.ask(3, 1, (1, 4));
+        turns.ask(5, 1, (2, 9));
+        let told = turns.stop("interrupted");
+        assert!(matches!(&told[..], [((1, 4), Answer::Refused(why))] if why == "no turn: interrupted"), "{told:?}");
+        assert!(turns.done(3, 0, true, "a").is_empty());
+        assert!(matches!(turns.ask(5, 1, (4, 1))[..], [(_, Answer::Refused(_))]));
     }
 
     #[test]

@@ -51,6 +51,11 @@ pub struct ServerHealth {
 }
 
 impl AutopilotHealth {
+    /// A server of this name is a healthy voter.
+    fn votes(&self, name: &str) -> bool {
+        self.servers.iter().any(|s| s.name == name && s.voter && s.healthy && s.serf_status == "alive")
+    }
+
     /// `Ok` where all voters are healthy and the failure tolerance of their number is there; else what is missing.
     pub fn whole(&self, voters: Option<usize>) -> Result<(), String> {
         let sick: Vec<&str> =
@@ -75,45 +80,81 @@ impl AutopilotHealth {
 struct AgentSelf {
     #[serde(rename = "Stats", alias = "stats", default)]
     stats: indexmap::IndexMap<String, indexmap::IndexMap<String, String>>,
+    #[serde(rename = "Member", alias = "member", default)]
+    member: Member,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Member {
+    #[serde(rename = "Name")]
+    name: String,
+}
+
+/// Why the cluster is not known to be whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotWhole {
+    /// Someone asked to stop the wait; why.
+    Stopped(String),
+    /// The server on this host is what is missing, or it cannot see the cluster.
+    Here(String),
+    /// The server on this host is a healthy voter; others are not.
+    Elsewhere(String),
+    /// It could not be asked.
+    Broken(String),
+}
+
+/// One look's finding: what is missing, and whether it is this host's server.
+#[derive(Debug)]
+struct Missing {
+    why: String,
+    here: bool,
+}
+
+impl From<String> for Missing {
+    fn from(why: String) -> Self {
+        Self { why, here: true }
+    }
 }
 
 /// Blocks until the cluster is whole, seen from this host, for [`SETTLE`]; else says what was missing last.
 pub fn wait_healthy(
     gate: Gate,
     question: &Question,
-    stopped: &dyn Fn() -> bool,
+    stopped: &dyn Fn() -> Option<String>,
     waiting: &dyn Fn(&str),
-) -> Result<(), String> {
+) -> Result<(), NotWhole> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| format!("cannot start a runtime: {e}"))?;
-    let client = client()?;
+        .map_err(|e| NotWhole::Broken(format!("cannot start a runtime: {e}")))?;
+    let client = client().map_err(NotWhole::Broken)?;
     let deadline = Instant::now() + question.timeout;
     let mut whole_since: Option<Instant> = None;
-    let mut said = String::new();
+    let mut said = Missing::from(String::new());
     loop {
-        if stopped() {
-            return Err("stopped while it waited".into());
+        if let Some(why) = stopped() {
+            return Err(NotWhole::Stopped(why));
         }
-        match runtime.block_on(look(&client, gate, question)) {
+        match runtime.block_on(look(&client, question)) {
             Ok(()) => {
                 let since = *whole_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= SETTLE {
                     return Ok(());
                 }
             }
-            Err(why) => {
+            Err(missing) => {
                 whole_since = None;
-                if why != said {
-                    waiting(&format!("{} ({why})", product(gate)));
-                    said = why;
+                if missing.why != said.why {
+                    waiting(&format!("{} ({})", product(gate), missing.why));
                 }
+                said = missing;
             }
         }
         if Instant::now() > deadline {
-            let why = if said.is_empty() { "not whole for long enough".to_owned() } else { said };
-            return Err(format!("{} is not whole after {} s: {why}", product(gate), question.timeout.as_secs()));
+            let why = if said.why.is_empty() { "not whole for long enough" } else { &said.why };
+            let why = format!("{} is not whole after {} s: {why}", product(gate), question.timeout.as_secs());
+            return Err(if said.here { NotWhole::Here(why) } else { NotWhole::Elsewhere(why) });
         }
         std::thread::sleep(POLL);
     }
@@ -136,7 +177,7 @@ fn client() -> Result<reqwest::Client, String> {
         .map_err(|e| format!("cannot make an HTTP client: {e}"))
 }
 
-async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), String> {
+async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
     let url = question.url.trim_end_matches('/');
     let get = async |path: &str| {
         let answer = client.get(format!("{url}{path}")).send().await.map_err(|_| format!("no answer from {url}"))?;
@@ -155,18 +196,18 @@ async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Resu
     if let Some(raft) = agent.stats.get("raft") {
         let state = raft.get("state").map_or("", String::as_str);
         if !matches!(state, "Leader" | "Follower") {
-            return Err(format!("this server is {}", if state.is_empty() { "starting" } else { state }));
+            return Err(format!("this server is {}", if state.is_empty() { "starting" } else { state }).into());
         }
         let index = |name: &str| raft.get(name).and_then(|v| v.parse::<u64>().ok()).unwrap_or(0);
         if index("applied_index") < index("commit_index") {
-            return Err("this server is catching up".into());
+            return Err("this server is catching up".to_owned().into());
         }
     }
     let body = get("/v1/operator/autopilot/health").await?;
     let health: AutopilotHealth =
         serde_json::from_slice(&body).map_err(|e| format!("/v1/operator/autopilot/health: {e}"))?;
-    let _ = gate;
-    health.whole(question.voters)
+    let why = health.whole(question.voters);
+    why.map_err(|why| Missing { why, here: !health.votes(&agent.member.name) })
 }
 
 #[cfg(test)]
@@ -182,6 +223,20 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_ends_the_wait() {
+        let question =
+            Question { url: "http://127.0.0.1:9".into(), timeout: Duration::from_secs(60), voters: Some(3) };
+        let stopped = || Some("interrupted".to_owned());
+        let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
+        assert_eq!(ended, Err(NotWhole::Stopped("interrupted".into())));
+        // A server that does not answer is this host's own affair.
+        let question = Question { timeout: Duration::ZERO, ..question };
+        let ended = wait_healthy(Gate::Consul, &question, &|| None, &|_| {});
+        let NotWhole::Here(why) = ended.unwrap_err() else { panic!("it is here") };
+        assert!(why.contains("no answer from http://127.0.0.1:9"), "{why}");
+    }
+
+    #[test]
     fn a_leader_is_not_enough() {
         let three = health(serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
             [server("a", true, true), server("b", true, true), server("c", true, true)]}));
@@ -190,8 +245,11 @@ mod tests {
         let sick = health(serde_json::json!({"Healthy": false, "FailureTolerance": 0, "Servers":
             [server("a", true, true), server("b", false, true), server("c", true, true)]}));
         assert_eq!(sick.whole(Some(3)), Err("not healthy: b".into()));
+        // Whose fault it is decides whether a server that was restarted goes back to its old files.
+        assert_eq!(["a", "b", "c", "", "d"].map(|name| sick.votes(name)), [true, false, true, false, false]);
         let joining = health(serde_json::json!({"Healthy": true, "FailureTolerance": 0, "Servers":
             [server("a", true, true), server("b", true, true), server("c", true, false)]}));
         assert_eq!(joining.whole(Some(3)), Err("2 of 3 voters".into()));
+        assert!(!joining.votes("c"));
     }
 }

@@ -12,9 +12,8 @@ use super::{
     task::{number, text},
 };
 use crate::{
-    cluster,
+    cluster::{self, NotWhole},
     diag::{Diagnostic, nearest},
-    host::{Attrs, FileKind, Write},
     modules::{self, Failure, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
@@ -37,6 +36,19 @@ pub(super) enum Due {
     All,
 }
 
+/// What the ledger knows a handler by: its name and its role.
+pub(super) type Key = (String, Option<String>);
+
+/// Why a handler had no turn, or its turn no good end.
+enum Closed {
+    /// Someone asked to stop, or the controller is gone.
+    Stopped(String),
+    /// The gate, or the controller, said no.
+    Refused(Failure),
+    /// This host is well after its turn, and the cluster is not.
+    Elsewhere(Failure),
+}
+
 impl Runner<'_> {
     /// Writes down, before a change, which handlers it will owe, and keeps the files that it replaces. Returns the
     /// handlers that were not owed before.
@@ -48,10 +60,10 @@ impl Runner<'_> {
         if self.context.init.check {
             return Ok(handlers.iter().map(|h| h.task.id).collect());
         }
-        let backups = self.back_up(paths).map_err(|f| Attempt::Failed(f, task.span))?;
+        let (backups, beyond) = self.back_up(paths).map_err(|f| Attempt::Failed(f, task.span))?;
         let mut fresh = Vec::new();
         for handler in handlers {
-            let debt = self.debt(&handler, backups.clone());
+            let debt = Debt { beyond, ..self.debt(&handler, backups.clone()) };
             if self.ledger.find(&debt.handler, debt.role.as_deref()).is_none() {
                 fresh.push(handler.task.id);
             }
@@ -132,7 +144,7 @@ impl Runner<'_> {
     }
 
     /// A handler's name and role: its key in the ledger.
-    fn key(&self, handler: &Handler) -> (String, Option<String>) {
+    pub(super) fn key(&self, handler: &Handler) -> Key {
         let name = handler.task.name.as_ref().and_then(|n| n.as_str()).unwrap_or_default().to_owned();
         let role = handler.task.role.and_then(|id| self.context.bundle.roles.get(id.0 as usize));
         (name, role.map(|r| r.name.clone()))
@@ -160,47 +172,7 @@ impl Runner<'_> {
         let user = scope.and_then(|scope| self.user(&handler.task, &scope).ok()).unwrap_or_else(|| "root".to_owned());
         let since = self.host.now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let run_id = self.context.init.run_id.clone();
-        Debt { handler: name, role, call, user, serial: handler.serial, gate: handler.gate, run_id, since, backups }
-    }
-
-    fn back_up(&self, paths: &[PathBuf]) -> Result<Vec<Backup>, Failure> {
-        let mut out = Vec::new();
-        for path in paths {
-            let meta = self.real.meta(path).map_err(|e| Failure::io("look at", path, &e))?;
-            let known = self.ledger.debts().iter().flat_map(|d| &d.backups).find(|b| b.path == *path);
-            match (known, meta) {
-                (Some(backup), _) => out.push(backup.clone()),
-                (None, Some(meta)) if meta.kind == FileKind::File => {
-                    let content = self.real.read(path).map_err(|e| Failure::io("read", path, &e))?;
-                    let copy = self.unused_copy();
-                    self.ledger.keep(&copy, &content)?;
-                    out.push(Backup {
-                        path: path.clone(),
-                        copy: Some(copy),
-                        mode: meta.mode,
-                        owner: meta.owner,
-                        group: meta.group,
-                    });
-                }
-                // Folders and links are not replaced by their content.
-                (None, Some(_)) => {}
-                (None, None) => out.push(Backup {
-                    path: path.clone(),
-                    copy: None,
-                    mode: 0,
-                    owner: String::new(),
-                    group: String::new(),
-                }),
-            }
-        }
-        Ok(out)
-    }
-
-    fn unused_copy(&self) -> PathBuf {
-        (0..usize::MAX)
-            .map(|n| self.ledger.copy_path(&self.context.init.run_id, n))
-            .find(|p| !p.exists())
-            .unwrap_or_default()
+        Debt { handler: name, role, call, user, serial: handler.serial, gate: handler.gate, run_id, since, backups, beyond: false }
     }
 
     /// Runs the handlers that were notified, and the debts that are due, in order of definition, until none is left.
@@ -209,78 +181,128 @@ impl Runner<'_> {
             Due::Role(role) => role.and_then(|id| self.context.bundle.roles.get(id.0 as usize)).map(|r| r.name.clone()),
             Due::Notified | Due::All => None,
         };
+        // A debt that is still there after its handler's turn is one for the next run.
+        let mut tried: Vec<Key> = Vec::new();
         loop {
             let next = play.handlers.iter().find(|h| {
                 if self.state.notified.contains_key(&h.task.id) {
                     return true;
                 }
-                let (name, of) = self.key(h);
+                let key = self.key(h);
                 let owed = match due {
                     Due::Notified => false,
-                    Due::Role(_) => of == role,
+                    Due::Role(_) => key.1 == role,
                     Due::All => true,
                 };
-                owed && self.ledger.find(&name, of.as_deref()).is_some()
+                owed && !tried.contains(&key) && self.ledger.find(&key.0, key.1.as_deref()).is_some()
             });
             let Some(handler) = next else { break };
             if self.link.stopped().is_some() {
                 return Flow::Stopped;
             }
-            let flow = self.pay(play, handler);
+            let key = self.key(handler);
+            let flow = self.pay(play, handler, &key);
             if !matches!(flow, Flow::Next) {
                 return flow;
             }
+            tried.push(key);
         }
         if due == Due::All { self.pay_foreign() } else { Flow::Next }
     }
 
-    fn pay(&mut self, play: &Play, handler: &Handler) -> Flow {
+    fn pay(&mut self, play: &Play, handler: &Handler, key: &Key) -> Flow {
         self.state.notified.remove(&handler.task.id);
         let scope = self.scope(play, &handler.task);
-        let gated = !self.context.init.check
-            && (handler.serial.is_some() || handler.gate.is_some())
-            && self.is_running(handler, &scope);
-        if gated && let Err(failure) = self.take_turn(handler.task.id, handler.serial.unwrap_or(1), handler.gate) {
-            return self.handler_failed(play, handler, &scope, failure);
-        }
-        let mut flow = match (gated, handler.gate) {
+        let check = self.context.init.check;
+        let gated = !check && self.is_gated(handler, &scope);
+        if gated {
+            if let Err(failure) = self.take_turn(handler.task.id, handler.serial.unwrap_or(1), handler.gate) {
+                let closed = match self.link.stopped() {
+                    Some(why) => Closed::Stopped(why),
+                    None => Closed::Refused(
+                        failure.hint("this host was left as it was; mend what went wrong there, and run again"),
+                    ),
+                };
+                return self.passed_over(handler, key, &scope, closed);
+            }
             // A cluster that is not whole before the restart would lose a second member.
-            (true, Some(gate)) => self.gate(play, handler, gate, &scope, "before"),
-            _ => Flow::Next,
-        };
-        let reached = matches!(flow, Flow::Next);
-        if reached {
-            flow = self.run_task(play, &handler.task, true);
+            if let Err(closed) = self.gate(handler, &scope, "before") {
+                let flow = self.passed_over(handler, key, &scope, closed);
+                self.turn_done(handler, false);
+                return flow;
+            }
         }
+        let mut flow = self.run_task(play, &handler.task, true);
+        let mut kept = false;
         if matches!(flow, Flow::Next)
             && gated
-            && let Some(gate) = handler.gate
+            && let Err(closed) = self.gate(handler, &scope, "after")
         {
-            flow = self.gate(play, handler, gate, &scope, "after");
+            kept = !matches!(closed, Closed::Refused(_));
+            flow = self.closed(handler, &scope, closed);
         }
-        let ok = matches!(flow, Flow::Next);
-        let (name, role) = self.key(handler);
-        if ok {
-            if let Err(failure) = self.ledger.strike(&name, role.as_deref()) {
-                flow = self.handler_failed(play, handler, &scope, failure);
+        match &flow {
+            Flow::Next if !kept => {
+                if let Err(failure) = self.paid(key) {
+                    flow = self.handler_failed(handler, &scope, failure);
+                }
             }
-        } else if reached && !self.context.init.check {
-            self.restore(play, handler, &scope);
+            // It runs with its new files. Only the cluster's word is missing, which the next run asks for.
+            _ if kept => {
+                let (handler_name, role) = key.clone();
+                let why = self.link.stopped().unwrap_or_else(|| "the cluster is not whole".into());
+                self.emit(handler.task.id, EventKind::Owed { handler: handler_name, role, why });
+            }
+            Flow::Failed(_) if !check => self.restore(play, handler, key, &scope),
+            _ => {}
         }
         if gated {
-            // If the controller is gone there is nobody left to tell.
-            let _ = self.link.ask(Ask::TurnDone { handler: handler.task.id, ok });
+            self.turn_done(handler, matches!(flow, Flow::Next) && !kept);
         }
         flow
     }
 
-    fn handler_failed(&mut self, play: &Play, handler: &Handler, scope: &Scope, failure: Failure) -> Flow {
-        let _ = play;
+    /// A handler that takes turns, of a service that runs. A first start needs no turn: there is nothing yet to protect.
+    pub(super) fn is_gated(&self, handler: &Handler, scope: &Scope) -> bool {
+        (handler.serial.is_some() || handler.gate.is_some()) && self.is_running(handler, scope)
+    }
+
+    fn turn_done(&self, handler: &Handler, ok: bool) {
+        // If the controller is gone there is nobody left to tell.
+        let _ = self.link.ask(Ask::TurnDone { handler: handler.task.id, ok });
+    }
+
+    /// The handler did not run: its files go back, for whatever starts the service meanwhile.
+    fn passed_over(&mut self, handler: &Handler, key: &Key, scope: &Scope, closed: Closed) -> Flow {
+        let why = match &closed {
+            Closed::Stopped(why) => format!("stopped before its turn: {why}"),
+            Closed::Refused(failure) | Closed::Elsewhere(failure) => failure.message.clone(),
+        };
+        let flow = self.closed(handler, scope, closed);
+        match self.take_back(handler, key, &why) {
+            Ok(()) => flow,
+            Err(failure) => self.handler_failed(handler, scope, failure),
+        }
+    }
+
+    fn closed(&mut self, handler: &Handler, scope: &Scope, closed: Closed) -> Flow {
+        match closed {
+            Closed::Stopped(_) => Flow::Stopped,
+            Closed::Refused(failure) | Closed::Elsewhere(failure) => self.handler_failed(handler, scope, failure),
+        }
+    }
+
+    /// Strikes the debt of a handler that has succeeded.
+    fn paid(&mut self, (name, role): &Key) -> Result<(), Failure> {
+        self.state.paid.extend(self.ledger.find(name, role.as_deref()).cloned());
+        self.ledger.strike(name, role.as_deref())
+    }
+
+    pub(super) fn handler_failed(&mut self, handler: &Handler, scope: &Scope, failure: Failure) -> Flow {
         let started = std::time::Instant::now();
         self.tell(&handler.task, scope, &Attempt::Failed(failure, handler.task.span), started)
     }
 
-    /// A first start needs no gate: there is no cluster yet to protect.
     fn is_running(&self, handler: &Handler, scope: &Scope) -> bool {
         let Action::Module { name, args } = &handler.task.action else { return true };
         if modules::find(name).is_none_or(|d| d.name != "service") {
@@ -301,57 +323,30 @@ impl Runner<'_> {
         }
     }
 
-    fn gate(&mut self, play: &Play, handler: &Handler, gate: Gate, scope: &Scope, when: &str) -> Flow {
+    /// Asks the cluster, where the handler has a gate.
+    fn gate(&self, handler: &Handler, scope: &Scope, when: &str) -> Result<(), Closed> {
+        let Some(gate) = handler.gate else { return Ok(()) };
         let asked = match cluster_question(&self.context.init.cluster, gate, scope) {
             Ok(Some(asked)) => asked,
-            Ok(None) => return Flow::Next,
-            Err(error) => {
-                let started = std::time::Instant::now();
-                return self.tell(&handler.task, scope, &error.into(), started);
-            }
+            Ok(None) => return Ok(()),
+            Err(EvalError::Wrong(diagnostic)) => return Err(Closed::Refused(failure_of(&diagnostic))),
+            Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
         };
-        let link = self.link;
-        let go = self.state.go.as_ref().map_or(0, |go| go.play);
-        let waiting = |what: &str| {
-            link.event(crate::protocol::Event {
-                play: go,
-                task: handler.task.id,
-                kind: EventKind::Waiting { what: what.to_owned() },
-            });
+        let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
+        let refused = |why: String, hint: &str| {
+            Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
         };
-        match cluster::wait_healthy(gate, &asked, &|| link.stopped().is_some(), &waiting) {
-            Ok(()) => Flow::Next,
-            Err(why) => {
-                let failure = Failure::new(format!("gate refused {when} the handler: {why}"))
-                    .hint("mend the cluster and run again: the handler stays owed; `-e rollcall_gate=false` runs it ungated")
-                    .with("gate", json!("refused"));
-                self.handler_failed(play, handler, scope, failure)
-            }
+        match cluster::wait_healthy(gate, &asked, &|| self.link.stopped(), &waiting) {
+            Ok(()) => Ok(()),
+            Err(NotWhole::Stopped(why)) => Err(Closed::Stopped(why)),
+            Err(NotWhole::Elsewhere(why)) if when == "after" => Err(Closed::Elsewhere(refused(
+                why,
+                "this host is well; mend the others and run again: the handler stays owed",
+            ))),
+            Err(NotWhole::Here(why) | NotWhole::Elsewhere(why) | NotWhole::Broken(why)) => Err(Closed::Refused(
+                refused(why, "mend the cluster and run again; `-e rollcall_gate=false` runs the handler ungated"),
+            )),
         }
-    }
-
-    /// Puts the previous files back and runs the handler once more, so that the service is up as it was.
-    fn restore(&mut self, play: &Play, handler: &Handler, scope: &Scope) {
-        let (name, role) = self.key(handler);
-        let Some(debt) = self.ledger.find(&name, role.as_deref()).cloned() else { return };
-        let restored = debt.backups.iter().try_fold(0, |n, backup| put_back(self.real, backup).map(|()| n + 1));
-        let failure = match restored {
-            Ok(0) => return,
-            Ok(n) => match self.ledger.strike(&name, role.as_deref()) {
-                Ok(()) => {
-                    let flow = self.run_task(play, &handler.task, true);
-                    if matches!(flow, Flow::Next) {
-                        let paths: Vec<String> = debt.backups.iter().map(|b| b.path.display().to_string()).collect();
-                        let what = format!("{n} file(s) restored: {}", paths.join(", "));
-                        self.emit(handler.task.id, EventKind::Waiting { what });
-                    }
-                    return;
-                }
-                Err(failure) => failure,
-            },
-            Err(failure) => failure,
-        };
-        self.handler_failed(play, handler, scope, failure);
     }
 
     /// Debts of earlier runs whose handlers no play of this run defines.
@@ -369,13 +364,9 @@ impl Runner<'_> {
         let Some(play) = self.state.go.as_ref().and_then(|go| bundle.plays.get(go.play)) else { return Flow::Next };
         for debt in foreign {
             let Some(handler) = foreign_handler(&debt, play) else { continue };
-            let flow = self.pay(play, &handler);
+            let flow = self.pay(play, &handler, &(debt.handler.clone(), debt.role.clone()));
             if !matches!(flow, Flow::Next) {
                 return flow;
-            }
-            if let Err(failure) = self.ledger.strike(&debt.handler, debt.role.as_deref()) {
-                let scope = self.scope(play, &handler.task);
-                return self.handler_failed(play, &handler, &scope, failure);
             }
         }
         Flow::Next
@@ -410,13 +401,6 @@ fn quote(value: &Value) -> Value {
         Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), quote(v))).collect()),
         other => other.clone(),
     }
-}
-
-fn put_back(host: &mut dyn Write, backup: &Backup) -> Result<(), Failure> {
-    let Some(copy) = &backup.copy else { return host.remove(&backup.path) };
-    let content = std::fs::read(copy).map_err(|e| Failure::io("read", copy, &e))?;
-    let attrs = Attrs { mode: Some(backup.mode), owner: Some(backup.owner.clone()), group: Some(backup.group.clone()) };
-    host.write(&backup.path, &content, &attrs, None)
 }
 
 /// What the gate asks, from the variables; `None` where `rollcall_gate` is false.

@@ -44,6 +44,9 @@ pub struct Debt {
     pub since: u64,
     /// What was there before.
     pub backups: Vec<Backup>,
+    /// Something notified it that no copy takes back: a command, a package, a folder.
+    #[serde(default)]
+    pub beyond: bool,
 }
 
 /// A file as it was before a change that notified a handler.
@@ -51,8 +54,11 @@ pub struct Debt {
 pub struct Backup {
     /// The file.
     pub path: PathBuf,
-    /// Its copy; `None` where there was nothing.
+    /// Its copy; `None` where there was no file.
     pub copy: Option<PathBuf>,
+    /// Where it pointed, if it was a symbolic link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<PathBuf>,
     /// Permission bits.
     pub mode: u32,
     /// Owner.
@@ -147,6 +153,7 @@ impl Ledger {
                     }
                 }
                 old.call = debt.call.or(old.call.take());
+                old.beyond |= debt.beyond;
             }
         }
         self.commit()
@@ -226,6 +233,7 @@ mod tests {
             run_id: "r1".into(),
             since: 1,
             backups,
+            beyond: false,
         }
     }
 
@@ -239,6 +247,7 @@ mod tests {
         let backup = |copy: Option<PathBuf>| Backup {
             path: path.clone(),
             copy,
+            link: None,
             mode: 0o640,
             owner: "root".into(),
             group: "root".into(),
@@ -271,7 +280,7 @@ mod tests {
         ledger.keep(&owed, b"old").unwrap();
         ledger.keep(&orphan, b"old").unwrap();
         let (mode, owner, group) = (0o644, "root".to_owned(), "root".to_owned());
-        let backup = Backup { path: "/etc/x".into(), copy: Some(owed.clone()), mode, owner, group };
+        let backup = Backup { path: "/etc/x".into(), copy: Some(owed.clone()), link: None, mode, owner, group };
         ledger.owe(debt(vec![backup])).unwrap();
         fs::write(dir.path().join(format!("{HALF}a")), "{").unwrap();
         fs::write(dir.path().join("backup").join(format!("{HALF}b")), "x").unwrap();

@@ -24,6 +24,7 @@ mod invoke;
 pub mod ledger;
 /// Looking before anything is changed.
 pub mod preflight;
+mod restore;
 mod results;
 mod scope;
 mod task;
@@ -114,6 +115,8 @@ struct State {
     rescues: usize,
     /// Handlers that this run notified, by task id; the tasks that did so.
     notified: HashMap<u32, Vec<u32>>,
+    /// Debts that this run paid: a file of theirs that is put back is not what their service runs with.
+    paid: Vec<ledger::Debt>,
     /// Handlers that the task at hand wrote down as new debts, until `changed_when` says whether it owes them.
     noted: Option<Vec<u32>>,
     /// The play being carried out, with its batch.
@@ -141,6 +144,7 @@ impl<'a> Runner<'a> {
         self.state.go = Some(go.clone());
         self.state.magic = Arc::new(scope::magic(self.context, &go.batch, &go.play_hosts));
         self.state.notified.clear();
+        self.state.paid.clear();
         let mut flow = Flow::Next;
         // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.
         let sections = [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
@@ -153,14 +157,23 @@ impl<'a> Runner<'a> {
                 break;
             }
         }
-        match flow {
+        let end = match flow {
             Flow::Next => PlayEnd::Done,
             // What was notified before the end is still owed, and paid now.
             Flow::EndPlay => self.end_early(play, PlayEnd::Done),
             Flow::EndHost => self.end_early(play, PlayEnd::EndHost),
             Flow::Failed(_) => PlayEnd::Failed,
             Flow::Stopped => PlayEnd::Stopped,
+        };
+        match end {
+            PlayEnd::Failed => self.untried(play, "the play ended before its turn"),
+            PlayEnd::Stopped => {
+                let why = self.link.stopped().unwrap_or_default();
+                self.untried(play, &format!("stopped before its turn: {why}"));
+            }
+            PlayEnd::Done | PlayEnd::EndHost => {}
         }
+        end
     }
 
     fn end_early(&mut self, play: &Play, end: PlayEnd) -> PlayEnd {

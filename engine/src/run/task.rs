@@ -110,6 +110,9 @@ impl Runner<'_> {
         if let Some(hosts) = task.throttle.filter(|_| !self.context.init.check)
             && let Err(failure) = self.take_turn(task.id, hosts, None)
         {
+            if self.link.stopped().is_some() {
+                return Flow::Stopped;
+            }
             return self.finish(task, &scope, &Attempt::Failed(failure, task.span), started, handler);
         }
         let attempt = match &task.loop_ {

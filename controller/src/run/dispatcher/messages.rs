@@ -10,7 +10,7 @@ use rollcall_engine::{
 use serde_json::Value;
 
 use super::{
-    super::{events::RunEvent, pack, remote::Incoming, turns::Waiter},
+    super::{events::RunEvent, pack, remote::Incoming, turns::{Waiter, refusal}},
     Dispatcher, State, TICK, encode,
 };
 use crate::exit::Exit;
@@ -39,6 +39,9 @@ impl Dispatcher {
         for host in 0..self.hosts.len() {
             self.send(host, &ToAgent::Stop { reason: reason.to_owned() });
         }
+        // After the stop, so that an agent knows why it waits no longer.
+        let answers = self.turns.stop(reason);
+        self.answer(answers);
     }
 
     pub(super) fn send(&mut self, host: usize, message: &ToAgent) {
@@ -144,6 +147,14 @@ impl Dispatcher {
                 self.tell(&RunEvent::Retry { host: name, name: task, left, msg });
             }
             EventKind::Waiting { what } => self.tell(&RunEvent::Waiting { host: name, what }),
+            EventKind::Restored { handler, role, files, why, owed } => {
+                let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+                self.hosts[host].counts.restored += u32::try_from(files.len()).unwrap_or(u32::MAX);
+                self.tell(&RunEvent::Restored { host: name, name: handler, role, files, why, owed });
+            }
+            EventKind::Owed { handler, role, why } => {
+                self.tell(&RunEvent::Owed { host: name, name: handler, role, why });
+            }
             EventKind::End(result) => {
                 self.hosts[host].counts.add(&result);
                 let failed = result.status == Status::Failed && !result.ignored && !result.rescued;
@@ -175,7 +186,11 @@ impl Dispatcher {
                 answers.push((waiter, Answer::Granted));
                 answers
             }
-            Ask::Turn { handler, serial, gate: _ } => self.turns.ask(handler, serial, waiter),
+            Ask::Turn { handler, serial, gate: _ } => match &self.stopping {
+                // It asked before it heard.
+                Some(why) => vec![(waiter, Answer::Refused(refusal(why)))],
+                None => self.turns.ask(handler, serial, waiter),
+            },
             Ask::TurnDone { handler, ok } => {
                 let name = self.name(host);
                 let mut answers = self.turns.done(handler, host, ok, &name);
