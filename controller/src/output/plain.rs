@@ -114,15 +114,13 @@ impl<W: Write> Plain<W> {
                 "{host:width$} : ok={:<3} changed={:<3} failed={:<2} unreachable={}",
                 c.ok, c.changed, c.failed, c.unreachable
             );
-            for (name, n) in
-                [
+            for (name, n) in [
                 ("may_change", c.may_change),
                 ("skipped", c.skipped),
                 ("rescued", c.rescued),
                 ("ignored", c.ignored),
                 ("restored", c.restored),
-            ]
-            {
+            ] {
                 if n > 0 {
                     text.push_str(&format!(" {name}={n}"));
                 }

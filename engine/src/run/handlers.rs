@@ -172,7 +172,18 @@ impl Runner<'_> {
         let user = scope.and_then(|scope| self.user(&handler.task, &scope).ok()).unwrap_or_else(|| "root".to_owned());
         let since = self.host.now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let run_id = self.context.init.run_id.clone();
-        Debt { handler: name, role, call, user, serial: handler.serial, gate: handler.gate, run_id, since, backups, beyond: false }
+        Debt {
+            handler: name,
+            role,
+            call,
+            user,
+            serial: handler.serial,
+            gate: handler.gate,
+            run_id,
+            since,
+            backups,
+            beyond: false,
+        }
     }
 
     /// Runs the handlers that were notified, and the debts that are due, in order of definition, until none is left.

@@ -57,6 +57,8 @@ impl Runner<'_> {
     /// On the batch's first live host; its result goes to all.
     fn run_once(&mut self, play: &Play, task: &Task) -> Flow {
         match self.link.ask(Ask::RunOnce { task: task.id }) {
+            // The host that had it was stopped before it began: so is this one.
+            Ok(_) if self.link.stopped().is_some() => Flow::Stopped,
             Ok(Answer::Granted) => {
                 let before = Arc::clone(&self.state.registered);
                 let flow = self.run_task(play, task, false);

@@ -10,7 +10,12 @@ use rollcall_engine::{
 use serde_json::Value;
 
 use super::{
-    super::{events::RunEvent, pack, remote::Incoming, turns::{Waiter, refusal}},
+    super::{
+        events::RunEvent,
+        pack,
+        remote::Incoming,
+        turns::{Waiter, refusal},
+    },
     Dispatcher, State, TICK, encode,
 };
 use crate::exit::Exit;
