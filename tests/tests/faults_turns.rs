@@ -36,6 +36,8 @@ const SITE: &str = r#"
         enabled: true
       notify: restart turns
     - service: {name: turns, state: started}
+    - fail: {msg: asked for}
+      when: text == 'early'
   handlers:
     - name: restart turns
       service: {name: turns, state: restarted}
@@ -122,6 +124,16 @@ fn a_host_that_is_refused_its_turn_goes_back_to_its_files() {
     }
     let third = turns.run("two").ok();
     assert_eq!(third.out.matches("changed=0").count(), 2, "{}", third.report());
+}
+
+#[test]
+fn a_task_that_fails_before_the_handlers_leaves_nothing_untried() {
+    let turns = Turns::begin();
+    let failed = turns.run("early").ends(4).says("the play ended before its turn");
+    for host in 0..2 {
+        assert_eq!(turns.look(host), state("one"), "{}", failed.report());
+        assert_eq!(turns.starts(host, "early"), 0);
+    }
 }
 
 #[test]

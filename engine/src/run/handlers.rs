@@ -234,11 +234,11 @@ impl Runner<'_> {
                         failure.hint("this host was left as it was; mend what went wrong there, and run again"),
                     ),
                 };
-                return self.passed_over(handler, key, &scope, closed);
+                return self.passed_over(play, handler, key, &scope, closed);
             }
             // A cluster that is not whole before the restart would lose a second member.
             if let Err(closed) = self.gate(handler, &scope, "before") {
-                let flow = self.passed_over(handler, key, &scope, closed);
+                let flow = self.passed_over(play, handler, key, &scope, closed);
                 self.turn_done(handler, false);
                 return flow;
             }
@@ -264,7 +264,12 @@ impl Runner<'_> {
                 let why = self.link.stopped().unwrap_or_else(|| "the cluster is not whole".into());
                 self.emit(handler.task.id, EventKind::Owed { handler: handler_name, role, why });
             }
-            Flow::Failed(_) if !check => self.restore(play, handler, key, &scope),
+            Flow::Failed(_) if !check => {
+                self.restore(play, handler, key, &scope);
+                if gated && let Err(failure) = self.take_back_others(play, key, "another handler of the role failed") {
+                    flow = self.handler_failed(handler, &scope, failure);
+                }
+            }
             _ => {}
         }
         if gated {
@@ -284,13 +289,13 @@ impl Runner<'_> {
     }
 
     /// The handler did not run: its files go back, for whatever starts the service meanwhile.
-    fn passed_over(&mut self, handler: &Handler, key: &Key, scope: &Scope, closed: Closed) -> Flow {
+    fn passed_over(&mut self, play: &Play, handler: &Handler, key: &Key, scope: &Scope, closed: Closed) -> Flow {
         let why = match &closed {
             Closed::Stopped(why) => format!("stopped before its turn: {why}"),
             Closed::Refused(failure) | Closed::Elsewhere(failure) => failure.message.clone(),
         };
         let flow = self.closed(handler, scope, closed);
-        match self.take_back(handler, key, &why) {
+        match self.take_back(handler, key, &why).and_then(|()| self.take_back_others(play, key, &why)) {
             Ok(()) => flow,
             Err(failure) => self.handler_failed(handler, scope, failure),
         }

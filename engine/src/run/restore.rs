@@ -104,21 +104,36 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// The role's other handlers that have not run: its files belong together. Names of a service must not lead to the port that
+    /// it did not get.
+    pub(super) fn take_back_others(&mut self, play: &Play, key: &Key, why: &str) -> Result<(), Failure> {
+        if key.1.is_none() {
+            return Ok(());
+        }
+        for handler in &play.handlers {
+            let other = self.key(handler);
+            if other.1 == key.1 && self.state.notified.remove(&handler.task.id).is_some() {
+                self.take_back(handler, &other, why)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The play is over on this host: handlers that take turns and have had none.
     pub(super) fn untried(&mut self, play: &Play, why: &str) {
         if self.context.init.check {
             return;
         }
-        let waiting = play.handlers.iter().filter(|h| self.state.notified.contains_key(&h.task.id));
-        for handler in waiting.cloned().collect::<Vec<_>>() {
+        for handler in &play.handlers {
             let scope = self.scope(play, &handler.task);
-            if !self.is_gated(&handler, &scope) {
+            if !self.state.notified.contains_key(&handler.task.id) || !self.is_gated(handler, &scope) {
                 continue;
             }
             self.state.notified.remove(&handler.task.id);
-            let key = self.key(&handler);
-            if let Err(failure) = self.take_back(&handler, &key, why) {
-                self.handler_failed(&handler, &scope, failure);
+            let key = self.key(handler);
+            let done = self.take_back(handler, &key, why).and_then(|()| self.take_back_others(play, &key, why));
+            if let Err(failure) = done {
+                self.handler_failed(handler, &scope, failure);
             }
         }
     }
