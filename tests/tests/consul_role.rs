@@ -276,8 +276,8 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     // Those that had no turn go back to their files as well: a reboot must not start them with what has just failed. With
     // them go the names, which lead to the port.
     assert_eq!(counted(&failed, "restored"), 2 * SERVERS as u64, "{}", failed.report());
-    for server in 0..SERVERS {
-        assert_eq!(config(server), before[server]);
+    for (server, before) in before.iter().enumerate() {
+        assert_eq!(config(server), *before);
         cluster.hosts.root(server, "systemctl is-active consul && /usr/local/lib/rollcall/agent-* status").ok();
     }
     // With what is right there is nothing left to do.
@@ -304,8 +304,8 @@ fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
     cluster.configure(change);
     let failed = cluster.run(["--limit", "consul_servers"]).ends(6).says("gate refused before the handler");
     assert_eq!(counted(&failed, "restored"), lost as u64, "{}", failed.report());
-    for server in 0..lost {
-        assert_eq!(config(server), before[server], "{}", failed.report());
+    for (server, before) in before.iter().enumerate().take(lost) {
+        assert_eq!(config(server), *before, "{}", failed.report());
         assert!(cluster.journal(server, "Stopping consul").is_empty(), "nobody may restart: {}", failed.report());
         cluster.hosts.root(server, "/usr/local/lib/rollcall/agent-* status").ok().says("owed      nothing");
     }

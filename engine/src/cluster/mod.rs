@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_stop_ends_the_wait() {
-        let question = Question { url: "http://127.0.0.1:9".into(), timeout: Duration::from_secs(60), voters: Some(3) };
+        let question = Question { url: "http://127.0.0.1:9".into(), timeout: Duration::from_mins(1), voters: Some(3) };
         let stopped = || Some("interrupted".to_owned());
         let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
         assert_eq!(ended, Err(NotWhole::Stopped("interrupted".into())));

@@ -64,7 +64,10 @@ impl Runner<'_> {
     }
 
     fn unused_copy(&self) -> PathBuf {
-        (0..).map(|n| self.ledger.copy_path(&self.context.init.run_id, n)).find(|p| !p.exists()).unwrap_or_default()
+        (0..usize::MAX)
+            .map(|n| self.ledger.copy_path(&self.context.init.run_id, n))
+            .find(|p| !p.exists())
+            .unwrap_or_default()
     }
 
     /// After a handler that failed: the previous files, and the handler once more, so that the service is up as it was.
