@@ -9,7 +9,7 @@ use super::{
     files::{folder, hint_file, is_yaml},
     keywords::On,
     load::{Cx, State},
-    model::{Action, Inherit, Item},
+    model::{Action, Inherit, Item, RoleChoice},
     play::present,
     role::{Named, Use},
     syntax,
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     diag::{Diagnostic, Span},
     node::{Key, Kind, Node},
+    template,
     vars::{Layer, Vars},
 };
 
@@ -272,7 +273,11 @@ impl State<'_> {
         }
         let get = |name: &str| args.iter().find(|(k, v)| k.name == name && !v.is_null()).map(|(_, v)| v);
         let Some(name_node) = get("name") else { return };
-        let Some(name) = self.known_text(name_node, "the name of a role") else { return };
+        let picked = dynamic && self.is_picked(name_node);
+        let name = if picked { None } else { self.known_text(name_node, "the name of a role") };
+        if name.is_none() && !picked {
+            return;
+        }
         let mut text = |key: &str| get(key).and_then(|n| self.known_text(n, &format!("'{key}'")));
         let (tasks_from, vars_from) = (text("tasks_from"), text("vars_from"));
         let (defaults_from, handlers_from) = (text("defaults_from"), text("handlers_from"));
@@ -290,7 +295,7 @@ impl State<'_> {
             }
         }
         let used = Named {
-            name,
+            name: name.unwrap_or_default(),
             span: name_node.span,
             params: Vars::new(),
             vars: Vars::new(),
@@ -304,13 +309,59 @@ impl State<'_> {
         };
         let mut inner = cx.clone();
         inner.defaulted.extend(Self::defaulted(node));
+        if picked {
+            let choices = self.possible_roles(name_node, &used, &inherit, &inner);
+            let task = self.build(node, Action::IncludeRole { name: Some(name_node.clone()), choices }, layer);
+            out.push(Item::Task(Box::new(task)));
+            return;
+        }
+        let name = used.name.clone();
         let Some(Use { id, mut items }) = self.use_role(used, &inherit, &inner) else { return };
         if dynamic {
-            let task = self.build(node, Action::IncludeRole { role: id, tasks: items }, layer);
+            let choices = vec![RoleChoice { name, role: id, tasks: items }];
+            let task = self.build(node, Action::IncludeRole { name: None, choices }, layer);
             out.push(Item::Task(Box::new(task)));
         } else {
             out.append(&mut items);
         }
+    }
+
+    /// True for a name that only the host can make: of facts, results, loop variables, variables of the inventory.
+    fn is_picked(&mut self, name: &Node) -> bool {
+        syntax::has_expression(name) && template::render(name, &self.known).is_err()
+    }
+
+    /// Reads every role that a name with expressions can mean. Roles that need the one at hand cannot be meant.
+    fn possible_roles(&mut self, name: &Node, used: &Named, inherit: &Inherit, cx: &Cx) -> Vec<RoleChoice> {
+        self.check_text(name);
+        let text = name.as_str().unwrap_or_default();
+        if used.public {
+            self.out.push(
+                Diagnostic::error(name.span, "'public' needs a role's name that is known before the run")
+                    .hint("every role that can be meant is read, and all of them would be public"),
+            );
+            return Vec::new();
+        }
+        let pattern = syntax::pattern(text);
+        let mut choices = Vec::new();
+        for candidate in self.role_names(Path::new(pattern.prefix()).parent().unwrap_or(Path::new("")), cx) {
+            if !pattern.is_match(&candidate) {
+                continue;
+            }
+            let named = used.for_choice(candidate.clone());
+            if !self.may_use(&named, cx) {
+                continue;
+            }
+            self.picking += 1;
+            let read = self.use_role(named, inherit, cx);
+            self.picking -= 1;
+            choices.extend(read.map(|Use { id, items }| RoleChoice { name: candidate, role: id, tasks: items }));
+        }
+        if choices.is_empty() {
+            let from = used.tasks_from.as_ref().map(|from| format!(" with tasks/{from}")).unwrap_or_default();
+            self.out.push(Diagnostic::error(name.span, format!("no role{from} can be meant by '{text}'")));
+        }
+        choices
     }
 
     /// `include_vars`.

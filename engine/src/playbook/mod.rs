@@ -10,6 +10,8 @@ mod load;
 mod loops;
 /// What a playbook means.
 pub mod model;
+/// What tasks ask of other hosts.
+pub mod others;
 mod play;
 mod role;
 mod spec;
@@ -22,4 +24,5 @@ pub use files::Blob;
 pub(crate) use files::shown;
 pub use keywords::{Keyword, On, Status, keywords};
 pub use load::{Loaded, Loader, RoleUsed};
+pub use others::note_others;
 pub use tags::{known_tags, select_tags};
