@@ -11,7 +11,8 @@
 //!   Blob …                   ─▶   facts, preflight: nothing is changed
 //!                            ◀─   Ready
 //!   Go (a play, a batch)     ─▶
-//!                            ◀─   Event …, Ask (a turn, a delegated task, a result of another host)
+//!                            ◀─   Event …, Keep (what other hosts ask for), Ask (a turn, a delegated task, results of
+//!                                 other hosts)
 //!   Answer, Invoke           ─▶
 //!                            ◀─   PlayDone
 //!   Bye                      ─▶

@@ -390,9 +390,7 @@ fn note_others(
 fn delegates(loaded: &Loaded) -> bool {
     fn any(items: &[Item]) -> bool {
         items.iter().any(|item| match item {
-            Item::Task(task) => {
-                task.delegate_to.is_some() || task.action.role_tasks().any(|tasks| any(tasks))
-            }
+            Item::Task(task) => task.delegate_to.is_some() || task.action.role_tasks().any(|tasks| any(tasks)),
             Item::Block(block) => [&block.block, &block.rescue, &block.always].iter().any(|part| any(part)),
         })
     }

@@ -17,7 +17,6 @@ use super::{
 use crate::{
     diag::{Diagnostic, Span},
     node::{Key, Kind, Node},
-    template,
     vars::{Layer, Vars},
 };
 
@@ -324,44 +323,6 @@ impl State<'_> {
         } else {
             out.append(&mut items);
         }
-    }
-
-    /// True for a name that only the host can make: of facts, results, loop variables, variables of the inventory.
-    fn is_picked(&mut self, name: &Node) -> bool {
-        syntax::has_expression(name) && template::render(name, &self.known).is_err()
-    }
-
-    /// Reads every role that a name with expressions can mean. Roles that need the one at hand cannot be meant.
-    fn possible_roles(&mut self, name: &Node, used: &Named, inherit: &Inherit, cx: &Cx) -> Vec<RoleChoice> {
-        self.check_text(name);
-        let text = name.as_str().unwrap_or_default();
-        if used.public {
-            self.out.push(
-                Diagnostic::error(name.span, "'public' needs a role's name that is known before the run")
-                    .hint("every role that can be meant is read, and all of them would be public"),
-            );
-            return Vec::new();
-        }
-        let pattern = syntax::pattern(text);
-        let mut choices = Vec::new();
-        for candidate in self.role_names(Path::new(pattern.prefix()).parent().unwrap_or(Path::new("")), cx) {
-            if !pattern.is_match(&candidate) {
-                continue;
-            }
-            let named = used.for_choice(candidate.clone());
-            if !self.may_use(&named, cx) {
-                continue;
-            }
-            self.picking += 1;
-            let read = self.use_role(named, inherit, cx);
-            self.picking -= 1;
-            choices.extend(read.map(|Use { id, items }| RoleChoice { name: candidate, role: id, tasks: items }));
-        }
-        if choices.is_empty() {
-            let from = used.tasks_from.as_ref().map(|from| format!(" with tasks/{from}")).unwrap_or_default();
-            self.out.push(Diagnostic::error(name.span, format!("no role{from} can be meant by '{text}'")));
-        }
-        choices
     }
 
     /// `include_vars`.

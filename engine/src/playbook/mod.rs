@@ -1,6 +1,7 @@
 //! The language: what a playbook says, read and checked before any host is touched.
 
 mod action;
+mod choices;
 mod files;
 mod include;
 mod inherit;

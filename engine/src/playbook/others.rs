@@ -29,13 +29,8 @@ pub fn note_others(bundle: &mut Bundle, layers: &[Arc<Vars>], read: &dyn Fn(&Fil
     let mut parts = Parts::default();
     parts.bundle(bundle);
     layers.iter().for_each(|layer| parts.vars(layer));
-    let mut search = Search {
-        set_by: parts.set_by,
-        marked: BTreeMap::new(),
-        files: &bundle.files,
-        read,
-        templates: HashMap::new(),
-    };
+    let mut search =
+        Search { set_by: parts.set_by, marked: BTreeMap::new(), files: &bundle.files, read, templates: HashMap::new() };
     search.mark(&parts.variables);
     let mut others = AskedOfOthers::default();
     for task in parts.tasks {

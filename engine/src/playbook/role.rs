@@ -55,23 +55,6 @@ impl Named {
             once: true,
         }
     }
-
-    /// The same use of another role.
-    pub(super) fn for_choice(&self, name: String) -> Self {
-        Self {
-            name,
-            span: self.span,
-            params: self.params.clone(),
-            vars: self.vars.clone(),
-            tasks_from: self.tasks_from.clone(),
-            vars_from: self.vars_from.clone(),
-            defaults_from: self.defaults_from.clone(),
-            handlers_from: self.handlers_from.clone(),
-            public: self.public,
-            validate: self.validate,
-            once: self.once,
-        }
-    }
 }
 
 /// A use of a role, with the tasks of its dependencies before its own.
@@ -82,7 +65,7 @@ pub(super) struct Use {
 }
 
 /// The parts of a role's folder.
-const PARTS: &[&str] = &["tasks", "handlers", "defaults", "vars", "meta", "files", "templates"];
+pub(super) const PARTS: &[&str] = &["tasks", "handlers", "defaults", "vars", "meta", "files", "templates"];
 
 /// What `meta/main` says.
 #[derive(Debug, Default)]
@@ -180,7 +163,7 @@ impl State<'_> {
     }
 
     /// Folders in which a role is looked for.
-    fn role_folders(&self, is_path: bool, cx: &Cx) -> Vec<PathBuf> {
+    pub(super) fn role_folders(&self, is_path: bool, cx: &Cx) -> Vec<PathBuf> {
         let play_dir = cx.files.first().and_then(|f| f.parent()).unwrap_or(Path::new("")).to_path_buf();
         let mut folders: Vec<PathBuf> = Vec::new();
         if is_path {
@@ -194,44 +177,7 @@ impl State<'_> {
         folders
     }
 
-    /// Names of all roles that can be used here, each once, in order; `below` is what their names begin with as a path.
-    pub(super) fn role_names(&self, below: &Path, cx: &Cx) -> Vec<String> {
-        let is_path = !below.as_os_str().is_empty();
-        let mut names = std::collections::BTreeSet::new();
-        for dir in self.role_folders(is_path, cx) {
-            let dir = dir.join(below);
-            let entries = std::fs::read_dir(if dir.as_os_str().is_empty() { Path::new(".") } else { &dir });
-            let folders = entries.into_iter().flatten().flatten().map(|e| e.path());
-            for path in folders.filter(|path| PARTS.iter().any(|part| path.join(part).is_dir())) {
-                names.extend(path.file_name().map(|name| below.join(name).to_string_lossy().into_owned()));
-            }
-        }
-        if !is_path {
-            names.extend(self.loader.embedded_roles.names());
-        }
-        names.into_iter().collect()
-    }
-
-    /// False for a role that cannot be used like this: it is at work already, or lacks the files that the use names.
-    pub(super) fn may_use(&mut self, named: &Named, cx: &Cx) -> bool {
-        let Some(path) = self.find_role(named, cx) else { return false };
-        let from = named.tasks_from.as_deref().unwrap_or("main");
-        let at_work = cx.role.iter().flat_map(|r| &r.chain).any(|(p, f, _)| *p == path && f == from);
-        let parts = [
-            ("tasks", &named.tasks_from),
-            ("vars", &named.vars_from),
-            ("defaults", &named.defaults_from),
-            ("handlers", &named.handlers_from),
-        ];
-        let has = |(part, from): &(&str, &Option<String>)| {
-            from.as_deref().is_none_or(|name| {
-                self.part_file(&path, part, name).is_some() || self.tree.is_dir(&path.join(part).join(name))
-            })
-        };
-        !at_work && parts.iter().all(has)
-    }
-
-    fn find_role(&mut self, named: &Named, cx: &Cx) -> Option<PathBuf> {
+    pub(super) fn find_role(&mut self, named: &Named, cx: &Cx) -> Option<PathBuf> {
         let name = &named.name;
         let folders = self.role_folders(name.contains('/'), cx);
         for dir in &folders {
@@ -436,7 +382,7 @@ impl State<'_> {
         all
     }
 
-    fn part_file(&self, path: &Path, part: &str, name: &str) -> Option<PathBuf> {
+    pub(super) fn part_file(&self, path: &Path, part: &str, name: &str) -> Option<PathBuf> {
         let dir = path.join(part);
         [name.to_owned(), format!("{name}.yml"), format!("{name}.yaml")]
             .iter()

@@ -177,7 +177,9 @@ impl Runner<'_> {
 
     fn included_items(&self, task: &Task, scope: &Scope) -> Result<Arc<Vec<Item>>, EvalError> {
         match &task.action {
-            Action::IncludeRole { name, choices } => picked(name.as_ref(), choices, scope).map(|c| Arc::new(c.tasks.clone())),
+            Action::IncludeRole { name, choices } => {
+                picked(name.as_ref(), choices, scope).map(|c| Arc::new(c.tasks.clone()))
+            }
             Action::IncludeTasks { file, search, .. } => {
                 let bundle = &self.context.bundle;
                 let path = included_file(task, file, search, bundle, scope)?;

@@ -20,9 +20,9 @@ use crate::{
 mod content;
 mod handlers;
 mod invoke;
-mod others;
 /// What stays on the host between runs.
 pub mod ledger;
+mod others;
 /// Looking before anything is changed.
 pub mod preflight;
 mod results;

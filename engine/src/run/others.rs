@@ -126,7 +126,9 @@ impl Runner<'_> {
     pub(super) fn hostvars(&self) -> Option<Var> {
         self.context.init.shared.as_ref()?;
         let seen = &self.state.others;
-        let Var { binding: Binding::Hosts(hosts), origin, layer } = before(self.context, &seen.asked) else { return None };
+        let Var { binding: Binding::Hosts(hosts), origin, layer } = before(self.context, &seen.asked) else {
+            return None;
+        };
         let own = Arc::clone(&self.state.registered);
         let hosts = HostVars { own, others: seen.answered.clone(), running: true, ..(*hosts).clone() };
         Some(Var { binding: Binding::Hosts(Arc::new(hosts)), origin, layer })

@@ -35,8 +35,17 @@ pub fn preflight(context: &Context, fetch: Fetch<'_>) -> Vec<Diagnostic> {
         let Some(play) = context.bundle.plays.get(*index) else { continue };
         let go = Go { play: *index, batch: Vec::new(), play_hosts: Vec::new() };
         let layers = Layers { context, play, magic: Arc::new(magic(context, &go.batch, &go.play_hosts)) };
-        let mut check =
-            Check { context, play, layers, late: &late, fetch, rescued: 0, picked: HashSet::new(), may_end: false, found: Vec::new() };
+        let mut check = Check {
+            context,
+            play,
+            layers,
+            late: &late,
+            fetch,
+            rescued: 0,
+            picked: HashSet::new(),
+            may_end: false,
+            found: Vec::new(),
+        };
         for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
             check.items(section);
         }

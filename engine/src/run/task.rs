@@ -103,7 +103,9 @@ impl Runner<'_> {
                 Flow::Next
             }
             Ok(Answer::Refused(why)) => self.broken(play, task, Failure::new(why)),
-            Ok(Answer::Reply(_) | Answer::Others(_)) => self.broken(play, task, Failure::new("an answer of the wrong kind")),
+            Ok(Answer::Reply(_) | Answer::Others(_)) => {
+                self.broken(play, task, Failure::new("an answer of the wrong kind"))
+            }
             Err(failure) => self.broken(play, task, failure),
         }
     }

@@ -19,10 +19,7 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest},
-    vars::{
-        Binding, Scope,
-        hosts::Found,
-    },
+    vars::{Binding, Scope, hosts::Found},
 };
 
 /// Templates that one template may draw in.
@@ -248,8 +245,7 @@ pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnosti
 pub(super) fn host_references(text: &str) -> HostReferences {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let quoted = text.split(['"', '\'', '`']).filter(|part| part.ends_with(".tera"));
-    let words: BTreeSet<String> =
-        text.split(|c| !word(c)).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    let words: BTreeSet<String> = text.split(|c| !word(c)).filter(|part| !part.is_empty()).map(str::to_owned).collect();
     HostReferences {
         names: BTreeSet::new(),
         open: words.contains("hostvars"),
@@ -259,11 +255,13 @@ pub(super) fn host_references(text: &str) -> HostReferences {
     }
 }
 
-/// Adds what is not there of other hosts, where the failure names it.
-fn about_hosts(session: &Session, error: Diagnostic) -> Diagnostic {
+/// Adds what is not there of other hosts, where the line that failed names it.
+fn about_hosts(session: &Session, set: &Set<'_>, error: Diagnostic) -> Diagnostic {
     let Some(Binding::Hosts(hosts)) = session.scope.get("hostvars").map(|var| &var.binding) else { return error };
     let mut error = error;
-    let named: Vec<&String> = hosts.asked.iter().filter(|name| error.message.contains(name.as_str())).collect();
+    let text = set.files.values().find(|(file, _)| *file == error.span.file).map_or(set.main.text, |(_, text)| text);
+    let line = (error.span.line as usize).checked_sub(1).and_then(|at| text.lines().nth(at)).unwrap_or_default();
+    let named: Vec<&String> = hosts.asked.iter().filter(|name| line.contains(name.as_str())).collect();
     let missing = hosts.hosts().flat_map(|host| named.iter().map(move |name| (host, *name)));
     let reasons = missing.filter_map(|(host, name)| match hosts.find(host, name) {
         Found::Nothing => Some(hosts.absent(host, name).message),
@@ -294,7 +292,10 @@ pub(super) fn render(source: &TemplateSource<'_>, scope: &Scope, loader: Loader<
         if let Some(first) = missing.first() {
             return Err(session.fail(undefined(&set, scope, first, &missing)));
         }
-        let text = set.tera.render(source.name, &context).map_err(|e| session.fail(about_hosts(session, set.finding(&e))))?;
+        let text = set
+            .tera
+            .render(source.name, &context)
+            .map_err(|e| session.fail(about_hosts(session, &set, set.finding(&e))))?;
         if session.failed() {
             return Err(Failed);
         }

@@ -159,7 +159,9 @@ impl HostVars {
             Some(Known::Value(value)) => Found::Value(Arc::clone(value)),
             Some(Known::Unknown(why)) => Found::Unknown(format!("'{name}' of '{host}': {why}")),
             Some(Known::Hidden) => Found::Refused {
-                message: format!("'{name}' of '{host}' is secret: its task has no_log, so it is not given to other hosts"),
+                message: format!(
+                    "'{name}' of '{host}' is secret: its task has no_log, so it is not given to other hosts"
+                ),
                 hint: "set what the others may know with set_fact from something that is no secret".to_owned(),
             },
             None => inventory(),
@@ -182,10 +184,16 @@ impl HostVars {
     /// not ask for.
     pub fn names(&self, host: &str) -> Vec<String> {
         let inventory = self.inventory.get(host).and_then(Value::as_object);
-        let mut names: BTreeSet<&str> = inventory.into_iter().flat_map(|vars| vars.keys()).map(String::as_str).collect();
+        let mut names: BTreeSet<&str> =
+            inventory.into_iter().flat_map(|vars| vars.keys()).map(String::as_str).collect();
         if *self.host == *host {
             names.extend(self.own.keys().map(String::as_str));
             names.insert(FACTS);
+            if !self.running {
+                names.extend(self.set_by.keys().map(String::as_str));
+            }
+        } else if !self.running {
+            names.extend(self.asked.iter().map(String::as_str));
         } else if let Some(other) = self.others.as_ref().and_then(|others| others.get(host)) {
             names.extend(other.values.keys().map(String::as_str));
         }
@@ -239,10 +247,13 @@ impl HostVars {
         let names = self.names(host);
         let known = names.iter().chain(self.set_by.keys()).map(String::as_str).filter(|n| *n != name);
         Absent {
-            message: format!("'hostvars.{host}.{name}' is undefined: the inventory has no such variable, no task sets it"),
+            message: format!(
+                "'hostvars.{host}.{name}' is undefined: the inventory has no such variable, no task sets it"
+            ),
             hint: Some(match nearest(name, known) {
                 Some(near) => format!("did you mean '{near}'?"),
-                None => "variables of plays and roles are not in hostvars: set_fact makes one known to other hosts".to_owned(),
+                None => "variables of plays and roles are not in hostvars: set_fact makes one known to other hosts"
+                    .to_owned(),
             }),
         }
     }
@@ -275,10 +286,15 @@ mod tests {
 
     fn hosts() -> HostVars {
         let names = ["me", "a", "quiet", "later", "dead", "gone", "outside"];
-        let inventory: serde_json::Map<String, Value> =
-            names.iter().map(|n| ((*n).to_owned(), json!({"ip": format!("ip of {n}"), "token": "inventory's"}))).collect();
+        let inventory: serde_json::Map<String, Value> = names
+            .iter()
+            .map(|n| ((*n).to_owned(), json!({"ip": format!("ip of {n}"), "token": "inventory's"})))
+            .collect();
         let mut others = Others::new();
-        others.insert("a".into(), other(Stage::Ran, json!({"made": {"stdout": "x"}, "check": "unknown", "pw": "hidden"})));
+        others.insert(
+            "a".into(),
+            other(Stage::Ran, json!({"made": {"stdout": "x"}, "check": "unknown", "pw": "hidden"})),
+        );
         for (name, stage) in [
             ("quiet", Stage::Running),
             ("later", Stage::NotBegun),
@@ -293,7 +309,10 @@ mod tests {
             taking_part: set(&["me", "a", "quiet", "later", "dead", "gone"]),
             set_by: Arc::new(["made", "check", "pw", "token", "other"].into_iter().map(place).collect()),
             host: Arc::from("me"),
-            own: Arc::new(Vars::from_iter([("made".to_owned(), Var::data(json!({"stdout": "mine"}), Layer::Registered))])),
+            own: Arc::new(Vars::from_iter([(
+                "made".to_owned(),
+                Var::data(json!({"stdout": "mine"}), Layer::Registered),
+            )])),
             facts: Arc::new(json!({"arch": "x86_64"})),
             asked: set(&["made", "check", "pw", "token"]),
             others: Some(Arc::new(others)),
@@ -304,7 +323,8 @@ mod tests {
     fn ask(hosts: HostVars, expression: &str) -> Result<Value, EvalError> {
         let binding = Binding::Hosts(Arc::new(hosts));
         let key = Var::data(json!("other"), Layer::Magic);
-        let vars = [("hostvars".to_owned(), Var { binding, origin: Span::NONE, layer: Layer::Magic }), ("key".into(), key)];
+        let vars =
+            [("hostvars".to_owned(), Var { binding, origin: Span::NONE, layer: Layer::Magic }), ("key".into(), key)];
         eval(expression, Span::NONE, &Scope::of(Vars::from_iter(vars)))
     }
 
@@ -330,7 +350,7 @@ mod tests {
         is("['a', 'me'] | map('extract', hostvars, ['made', 'stdout']) | list", json!(["x", "mine"]));
         is("hostvars | length", json!(7));
         is("'made' in hostvars['a'] and 'none' not in hostvars['a']", json!(true));
-        is("hostvars['a'] | dict2items | map(attribute='key') | join(' ')", json!("ip made token"));
+        is("hostvars['quiet'] | dict2items | map(attribute='key') | join(' ')", json!("ip token"));
         is("hostvars['a'].get('made', {}).stdout", json!("x"));
     }
 
@@ -355,6 +375,32 @@ mod tests {
     }
 
     #[test]
+    fn tera_templates_see_the_same() {
+        use crate::{
+            diag::FileId,
+            template::{TemplateKind, TemplateSource, render_template},
+        };
+        let render = |hosts: HostVars, text: &str| {
+            let binding = Binding::Hosts(Arc::new(hosts));
+            let var = Var { binding, origin: Span::NONE, layer: Layer::Magic };
+            let source = TemplateSource { name: "t.tera", file: FileId::NONE, text };
+            let scope = Scope::of(Vars::from_iter([("hostvars".to_owned(), var)]));
+            render_template(TemplateKind::Tera, &source, &scope, &|_| None)
+        };
+        let mut known = hosts();
+        let mut others = (**known.others.as_ref().unwrap()).clone();
+        others.get_mut("a").unwrap().values.remove("check");
+        known.others = Some(Arc::new(others));
+        let rendered = render(known.clone(), "{{ hostvars.a.made.stdout }} {{ hostvars['me'].ip }}").unwrap();
+        assert_eq!(rendered.text, "x ip of me");
+        let Err(EvalError::Wrong(wrong)) = render(known, "x\n{{ hostvars.later.made.stdout }}") else {
+            panic!("wrong")
+        };
+        assert!(wrong.notes.iter().any(|(_, note)| note.contains("'later' has not begun")), "{wrong:?}");
+        assert!(matches!(render(hosts(), "{{ hostvars.a.made.stdout }}"), Err(EvalError::Unknown(_))));
+    }
+
+    #[test]
     fn in_check_mode_and_before_the_run_it_is_unknown() {
         let unknown = |hosts: HostVars, expression: &str| {
             assert!(matches!(ask(hosts, expression), Err(EvalError::Unknown(_))), "{expression}");
@@ -363,6 +409,8 @@ mod tests {
         let before = || HostVars { running: false, others: None, own: Arc::default(), ..hosts() };
         unknown(before(), "hostvars['a'].made.stdout");
         unknown(before(), "hostvars['me'].made is defined");
+        unknown(before(), "hostvars['a'] | to_json");
+        assert!(ask(before(), "hostvars['outside'] | to_json").is_ok());
         assert_eq!(ask(before(), "hostvars['me'].facts.arch"), Ok(json!("x86_64")));
         assert_eq!(ask(before(), "hostvars['outside'].made is defined"), Ok(json!(false)));
         assert!(matches!(ask(before(), "hostvars['outside'].made"), Err(EvalError::Wrong(_))));
