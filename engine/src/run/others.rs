@@ -5,14 +5,16 @@ use std::{
     sync::Arc,
 };
 
-use super::{Context, Runner};
+use serde_json::Value;
+
+use super::{Context, Runner, task::conditions};
 use crate::{
     diag::Span,
     modules::Failure,
     node::{Kind, Node},
     playbook::model::{Action, AskedOfOthers, Task},
     protocol::{Answer, Ask, EventKind, unpack},
-    template,
+    template::{self, EvalError},
     vars::{
         Binding, Layer, Scope, Var,
         hosts::{HostVars, Known, Others},
@@ -153,12 +155,51 @@ impl Runner<'_> {
         self.link.keep(name, known);
     }
 
+    /// In check mode a `set_fact` may depend on what was not done: what it would set is unknown from here on.
+    pub(super) fn unsettle(&mut self, task: &Task, scope: &Scope, why: &str) {
+        let Action::Module { name, args } = &task.action else { return };
+        if name != "set_fact" {
+            return;
+        }
+        let runs = task.loop_.is_none() && conditions(&task.when, scope).is_ok_and(|unmet| unmet.is_none());
+        let secret = task.no_log || self.sets_secret(task, scope);
+        for (key, node) in args.map().unwrap_or_default() {
+            let var = match template::render_optional(node, scope) {
+                Ok(Some(value)) if runs => Var::data(value, Layer::Registered),
+                Err(EvalError::Unknown(why)) => unknown(why, task),
+                _ => unknown(why.to_owned(), task),
+            };
+            self.register(&key.name, var, secret);
+        }
+    }
+
+    /// The same for a task that another host has carried out: what that one could not know came without a value.
+    pub(super) fn unsettle_once(&mut self, task: &Task, scope: &Scope, result: &Value, facts: &Value) {
+        let why = format!("the result of '{}' is not known in check mode", Self::name(task, scope));
+        if let (Some(name), true) = (&task.register, result.is_null()) {
+            self.register(name, unknown(why.clone(), task), task.no_log);
+        }
+        let Action::Module { name, args } = &task.action else { return };
+        if name != "set_fact" || result.get("skipped").is_some_and(|skipped| *skipped == Value::Bool(true)) {
+            return;
+        }
+        for (key, _) in args.map().unwrap_or_default() {
+            if facts.get(&key.name).is_none() && !self.state.registered.contains_key(&key.name) {
+                self.register(&key.name, unknown(why.clone(), task), task.no_log);
+            }
+        }
+    }
+
     /// True for a `set_fact` that is made of something secret.
     pub(super) fn sets_secret(&self, task: &Task, scope: &Scope) -> bool {
         let Action::Module { name, args } = &task.action else { return false };
         let secret = &self.state.others.secret;
         name == "set_fact" && !secret.is_empty() && mentions(args, secret, scope, &mut HashSet::new())
     }
+}
+
+fn unknown(why: String, task: &Task) -> Var {
+    Var { binding: Binding::Unknown(why), origin: task.span, layer: Layer::Registered }
 }
 
 /// True if a value is made of one of these names, also through other variables.

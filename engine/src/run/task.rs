@@ -93,12 +93,15 @@ impl Runner<'_> {
             }
             Ok(Answer::Result { result, facts }) => {
                 if let (Some(name), false) = (&task.register, result.is_null()) {
-                    self.register(name, Var::data(result, Layer::Registered), task.no_log);
+                    self.register(name, Var::data(result.clone(), Layer::Registered), task.no_log);
                 }
                 let scope = self.scope(play, task);
                 let secret = task.no_log || self.sets_secret(task, &scope);
                 for (name, value) in facts.as_object().into_iter().flatten() {
                     self.register(name, Var::data(value.clone(), Layer::Registered), secret);
+                }
+                if self.context.init.check {
+                    self.unsettle_once(task, &scope, &result, &facts);
                 }
                 Flow::Next
             }
@@ -147,6 +150,9 @@ impl Runner<'_> {
         if task.throttle.is_some() && !self.context.init.check {
             // A failure here is this host's own: the others' turns go on. If the controller is gone nobody waits.
             let _ = self.link.ask(Ask::TurnDone { handler: task.id, ok: true });
+        }
+        if let Attempt::Unknown(why) = &attempt {
+            self.unsettle(task, &scope, why);
         }
         self.finish(task, &scope, &attempt, started, handler)
     }
