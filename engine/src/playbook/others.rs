@@ -28,7 +28,9 @@ const IMPLIED: &[&str] = &["ansible_become", "ansible_become_user"];
 pub fn note_others(bundle: &mut Bundle, layers: &[Arc<Vars>], read: &dyn Fn(&FileEntry) -> Option<String>) {
     let mut parts = Parts::default();
     parts.bundle(bundle);
-    layers.iter().for_each(|layer| parts.vars(layer));
+    for layer in layers {
+        parts.vars(layer);
+    }
     let mut search =
         Search { set_by: parts.set_by, marked: BTreeMap::new(), files: &bundle.files, read, templates: HashMap::new() };
     search.mark(&parts.variables);

@@ -195,7 +195,9 @@ impl Check<'_> {
             Some(looped) => self.looped(task, looped, &scope),
         }
         if let Action::IncludeRole { name: None, choices } = &task.action {
-            choices.iter().for_each(|choice| self.items(&choice.tasks));
+            for choice in choices {
+                self.items(&choice.tasks);
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    path::Path,
     sync::OnceLock,
 };
 
@@ -244,7 +245,8 @@ pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnosti
 /// What the template asks of other hosts. Tera does not give its syntax tree: every word may be a name.
 pub(super) fn host_references(text: &str) -> HostReferences {
     let word = |c: char| c.is_alphanumeric() || c == '_';
-    let quoted = text.split(['"', '\'', '`']).filter(|part| part.ends_with(".tera"));
+    let named = |part: &&str| Path::new(part).extension().is_some_and(|ending| ending == "tera");
+    let quoted = text.split(['"', '\'', '`']).filter(named);
     let words: BTreeSet<String> = text.split(|c| !word(c)).filter(|part| !part.is_empty()).map(str::to_owned).collect();
     HostReferences {
         names: BTreeSet::new(),
