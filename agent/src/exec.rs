@@ -22,6 +22,7 @@ use rollcall_engine::{
     modules::Failure,
     protocol::{Frame, FromAgent, Go, Init, Pack, PlayEnd, Shared, ToAgent, VERSION},
     run::{Context, Ledger, Runner, ledger::private_dir, preflight::preflight},
+    vars::hosts::FACTS,
 };
 
 /// What the main thread waits for.
@@ -140,7 +141,9 @@ fn carry_out(
     let failed = problems.iter().any(|p| p.severity == Severity::Error);
     let debts = ledger.debts().iter().map(|d| d.handler.clone()).collect();
     // A run does not need the facts; they would be most of what a small run says.
-    controller.send(&FromAgent::Ready { facts: Arc::default(), problems, debts }).map_err(gone)?;
+    let asked = context.bundle.others.names().contains(FACTS);
+    let facts = if asked { Arc::clone(&context.facts) } else { Arc::default() };
+    controller.send(&FromAgent::Ready { facts, problems, debts }).map_err(gone)?;
 
     let base = Real::new();
     let mut overlay = Overlay::new(&base);

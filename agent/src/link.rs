@@ -16,6 +16,7 @@ use rollcall_engine::{
     modules::Failure,
     protocol::{Answer, Ask, Call, Event, Frame, FromAgent, Reply},
     run::Link,
+    vars::hosts::Known,
 };
 
 use crate::{blobs::Blobs, worker::Workers};
@@ -156,6 +157,12 @@ impl Link for Controller {
         let need = FromAgent::Need { hashes: vec![hash.to_owned()] };
         self.send(&need).map_err(|_| Failure::new("the controller is gone"))?;
         self.blobs.wait(hash).map(|bytes| bytes.to_vec())
+    }
+
+    fn keep(&self, name: &str, known: Known) {
+        if let Err(error) = self.send(&FromAgent::Keep { name: name.to_owned(), known }) {
+            self.gone(&format!("the controller does not listen any more: {error}"));
+        }
     }
 
     fn as_user(&self, call: &Call) -> Result<Reply, Failure> {

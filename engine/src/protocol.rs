@@ -11,13 +11,15 @@
 //!   Blob …                   ─▶   facts, preflight: nothing is changed
 //!                            ◀─   Ready
 //!   Go (a play, a batch)     ─▶
-//!                            ◀─   Event …, Ask (a turn, a delegated task, a result of another host)
+//!                            ◀─   Event …, Keep (what other hosts ask for), Ask (a turn, a delegated task, results of
+//!                                 other hosts)
 //!   Answer, Invoke           ─▶
 //!                            ◀─   PlayDone
 //!   Bye                      ─▶
 //! ```
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read, Write},
     sync::Arc,
 };
@@ -27,9 +29,9 @@ use serde_json::Value;
 
 use crate::{
     diag::Diagnostic,
-    modules::{Diff, Failure, Invocation, Outcome},
+    modules::{Base64, Diff, Failure, Invocation, Outcome},
     playbook::model::{Bundle, Gate},
-    vars::Vars,
+    vars::{Vars, hosts::Known},
 };
 
 /// Compared at the start.
@@ -243,8 +245,10 @@ pub struct Pack {
 pub struct Shared {
     /// Names of hosts by group, in order; `all` and `ungrouped` too.
     pub groups: indexmap::IndexMap<String, Vec<String>>,
-    /// Inventory variables of every host, rendered.
-    pub hostvars: indexmap::IndexMap<String, Value>,
+    /// Inventory variables of every host, rendered: a mapping of hosts.
+    pub hostvars: Arc<Value>,
+    /// Hosts that some play addresses: what they leave in this run can be asked for.
+    pub taking_part: Arc<BTreeSet<String>>,
 }
 
 /// Carry out a play.
@@ -269,7 +273,7 @@ pub enum FromAgent {
     },
     /// Nothing has been changed yet.
     Ready {
-        /// What the machine is; null unless only that was asked for.
+        /// What the machine is; null unless only that was asked for, or another host asks for it.
         facts: Arc<Value>,
         /// What is wrong. Without errors it waits for [`ToAgent::Go`].
         problems: Vec<Diagnostic>,
@@ -278,6 +282,13 @@ pub enum FromAgent {
     },
     /// Something happened.
     Event(Event),
+    /// Something that tasks of other hosts ask for was set.
+    Keep {
+        /// Its name.
+        name: String,
+        /// What it is.
+        known: Known,
+    },
     /// Something only the controller can do.
     Ask {
         /// Comes back in [`ToAgent::Answer`].
@@ -366,6 +377,14 @@ pub enum Ask {
         /// The facts that it set.
         facts: Value,
     },
+    /// A task was reached that asks for what other hosts of the run have. Answered when each host of the batch that is at
+    /// work has come as far.
+    Others {
+        /// Where in the play: section, tasks and turns of loops, outermost first. What comes later is greater.
+        place: Vec<u32>,
+        /// What it asks for.
+        names: BTreeSet<String>,
+    },
     /// A call on another host; `localhost` is the controller's machine.
     Delegate {
         /// Its name in the inventory.
@@ -406,6 +425,8 @@ pub enum Answer {
     },
     /// The delegated call's.
     Reply(Box<Reply>),
+    /// What the hosts of the run have: [`Others`](crate::vars::hosts::Others), zstd-compressed JSON.
+    Others(Base64),
     /// Not to be had: the reason.
     Refused(String),
 }

@@ -51,7 +51,7 @@ fn outline(bundle: &Bundle, items: &[Item], depth: usize, out: &mut String) {
             }
             Item::Task(task) => {
                 let _ = writeln!(out, "{pad}{}", line(bundle, task));
-                if let Action::IncludeRole { tasks, .. } = &task.action {
+                for tasks in task.action.role_tasks() {
                     outline(bundle, tasks, depth + 1, out);
                 }
             }
@@ -273,7 +273,7 @@ fn names(bundle: &Bundle) -> Vec<String> {
                 Item::Block(block) => [&block.block, &block.rescue, &block.always].iter().for_each(|l| walk(l, out)),
                 Item::Task(task) => {
                     out.extend(task.name.as_ref().and_then(|n| n.as_str()).map(str::to_owned));
-                    if let Action::IncludeRole { tasks, .. } = &task.action {
+                    for tasks in task.action.role_tasks() {
                         walk(tasks, out);
                     }
                 }
@@ -408,7 +408,7 @@ fn ids_grow_and_are_unique() {
                 Item::Block(block) => [&block.block, &block.rescue, &block.always].iter().for_each(|l| ids(l, out)),
                 Item::Task(task) => {
                     out.push(task.id);
-                    if let Action::IncludeRole { tasks, .. } = &task.action {
+                    for tasks in task.action.role_tasks() {
                         ids(tasks, out);
                     }
                 }

@@ -433,3 +433,296 @@ fn batches_delegation_and_limits_of_failure() {
     assert_eq!(ground.run(&fails("gather_facts: true").replace("serial: 1", "serial: 3"), 4), "");
     assert_eq!(ground.log(1), "went on\nsecond play\n");
 }
+
+impl Ground {
+    fn names(&self) -> Vec<String> {
+        self.hosts.hosts().map(|host| host.name.clone()).collect()
+    }
+
+    /// A run of `site.yaml` that must end with this code and say this.
+    #[track_caller]
+    fn refuses(&self, playbook: &str, more: &[&str], code: i32, says: &[&str]) {
+        self.project.write("site.yaml", &expand(playbook));
+        let said = self.project.controller(["run", "site.yaml"].into_iter().chain(more.iter().copied())).ends(code);
+        says.iter().fold(said, |said, text| said.says(text));
+    }
+}
+
+#[test]
+fn results_of_other_hosts() {
+    let ground = Ground::new(3);
+    let names = ground.names();
+    for (path, text) in [
+        ("templates/t.j2", "{% for h in groups['all'] %}{{ hostvars[h].token.stdout }} {% endfor %}"),
+        ("templates/t.tera", "{% for h in groups.all %}{{ hostvars[h].token.stdout }} {% endfor %}"),
+        ("tasks/more.yaml", "- say: inside {{ hostvars[first].number }}\n"),
+    ] {
+        ground.project.write(path, &expand(text));
+    }
+    let site = r#"
+- hosts: all
+  vars:
+    first: "{{ groups['all'][0] }}"
+    last: "{{ groups['all'][2] }}"
+    of_first: "{{ hostvars[first].token.stdout }}"
+    tokens: "{{ groups['all'] | map('extract', hostvars, 'token') | list }}"
+  tasks:
+    - command: sleep 2
+      when: inventory_hostname == first
+    - command: echo t-{{ inventory_hostname }}
+      register: token
+    - say: of all {% for h in groups['all'] %}{{ hostvars[h].token.stdout }} {% endfor %}
+    - command: sleep 1
+      when: inventory_hostname == last
+    - set_fact: {number: "{{ token.stdout | length }}", only_last: "{{ inventory_hostname == last }}"}
+    - say: by variable {{ of_first }} {{ tokens | map(attribute='stdout') | join('+') }}
+    - say: facts {{ hostvars[item].facts.hostname }} {{ hostvars[item].number }}
+      loop: "{{ groups['all'] }}"
+      when: hostvars[item].only_last
+    - template: {src: t.j2, dest: /home/admin/j2}
+    - template: {src: t.tera, dest: /home/admin/tera}
+    - command: "true"
+      notify: told
+    - block:
+        - include_tasks: "tasks/{{ 'more' }}.yaml"
+      when: hostvars[inventory_hostname].number == hostvars[first].number or true
+    - command: echo {{ hostvars[last].number }}
+      run_once: true
+      register: once
+    - say: once {{ once.stdout }} {{ hostvars['nobody'] is defined }} {{ hostvars[first].nothing is defined }}
+  handlers:
+    - name: told
+      say: handler {{ hostvars[last].token.stdout }}
+- hosts: all
+  tasks:
+    - say: second play {{ hostvars[groups['all'][1]].token.stdout }}
+"#;
+    ground.run(site, 0);
+    let tokens: Vec<String> = names.iter().map(|name| format!("t-{name}")).collect();
+    let address = ground.hosts.host(2).address.replace('.', "-");
+    let length = |index: usize| tokens[index].len();
+    let expected = format!(
+        "of all {} \nby variable {} {}\nfacts ip-{address} {}\ninside {}\nonce {} False False\nhandler {}\nsecond play {}\n",
+        tokens.join(" "),
+        tokens[0],
+        tokens.join("+"),
+        length(2),
+        length(0),
+        length(2),
+        tokens[2],
+        tokens[1],
+    );
+    for (index, name) in names.iter().enumerate() {
+        assert_eq!(ground.log(index), expected, "{name}");
+        for file in ["j2", "tera"] {
+            let rendered = ground.hosts.read(index, &format!("/home/admin/{file}"));
+            assert_eq!(rendered, format!("{} ", tokens.join(" ")), "{file} on {name}");
+        }
+    }
+    // A plan knows facts and what set_fact gives; what a command would have said it does not know, on any host.
+    let said = ground.project.controller(["plan", "site.yaml", "--json"]).ok();
+    let ends = said.out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("an event"));
+    let ends: Vec<_> =
+        ends.filter(|event| event["event"] == "task" && event["result"]["module"] == "template").collect();
+    assert_eq!(ends.len(), 6, "two templates on three hosts\n{}", said.report());
+    for end in ends {
+        assert_eq!(end["result"]["status"], "may_change", "{end}");
+    }
+    assert!(!said.out.contains(r#""status":"failed""#), "{}", said.report());
+}
+
+#[test]
+fn results_of_other_hosts_in_batches_and_after_failures() {
+    let ground = Ground::new(3);
+    let names = ground.names();
+    let seen =
+        "{% for h in groups['all'] if hostvars[h].token is defined %}{{ hostvars[h].token.stdout }} {% endfor %}";
+    ground.run(
+        &format!("- hosts: all\n  serial: 1\n  tasks:\n    - command: echo t-{{{{ inventory_hostname }}}}\n      register: token\n    - say: seen {seen}\n"),
+        0,
+    );
+    for index in 0..3 {
+        let tokens: Vec<String> = names[..=index].iter().map(|name| format!("t-{name}")).collect();
+        assert_eq!(ground.log(index), format!("seen {} \n", tokens.join(" ")));
+    }
+    // The second host fails: nobody waits for it, and what it had set is there.
+    ground.run(
+        &format!(
+            r#"
+- hosts: all
+  tasks:
+    - command: echo early-{{{{ inventory_hostname }}}}
+      register: early
+    - command: sh -c 'sleep 1; test {{{{ inventory_hostname }}}} != {second}'
+      changed_when: false
+    - command: echo late
+      register: late
+    - say: "{{{{ hostvars['{second}'].early.stdout }}}} {{{{ hostvars['{second}'].late.stdout | default('nothing') }}}}"
+- hosts: all
+  tasks:
+    - say: "{{{{ hostvars['{second}'].early.stdout }}}}"
+    - say: "{{{{ hostvars['{second}'].late.stdout }}}}"
+"#,
+            second = names[1]
+        ),
+        4,
+    );
+    for index in [0, 2] {
+        assert_eq!(ground.log(index), format!("early-{0} nothing\nearly-{0}\n", names[1]));
+    }
+    // Hosts that go different ways do not wait for each other for ever.
+    let ways = format!(
+        r"
+- hosts: all
+  tasks:
+    - command: echo x
+      register: x
+    - block:
+        - command: test {{{{ inventory_hostname }}}} != {first}
+          changed_when: false
+        - say: block {{{{ hostvars['{first}'].x.stdout }}}}
+      rescue:
+        - say: rescue {{{{ hostvars['{last}'].x.stdout }}}}
+    - command: echo y
+      register: y
+    - say: after {{{{ hostvars['{first}'].y.stdout }}}} {{{{ hostvars['{last}'].y.stdout }}}}
+",
+        first = names[0],
+        last = names[2]
+    );
+    assert_eq!(ground.run(&ways, 0), "rescue x\nafter y y\n");
+    assert_eq!(ground.log(2), "block x\nafter y y\n");
+}
+
+#[test]
+fn results_of_other_hosts_that_are_not_there() {
+    let ground = Ground::new(2);
+    let names = ground.names();
+    let (first, second) = (names[0].as_str(), names[1].as_str());
+    let site = |set: &str, ask: &str| {
+        format!(
+            "- hosts: all\n  vars: {{key: token}}\n  tasks:\n    - command: echo s3cr3t-words\n      register: token\n{set}    - debug:\n        msg: \"{ask}\"\n"
+        )
+    };
+    let asks = format!("{{{{ hostvars['{second}'].token.stdout }}}}");
+    // Before anything is changed.
+    ground.refuses(
+        &site("", &asks),
+        &["--limit", first],
+        3,
+        &[&format!("'{second}' does not take part in this run"), "site.yaml:7", "--limit"],
+    );
+    let computed = format!("{{{{ hostvars['{second}'][key] }}}}");
+    ground.refuses(
+        &site("", &computed),
+        &[],
+        3,
+        &["by a name that cannot be seen before the run", "write the name out", "site.yaml:7"],
+    );
+    let misspelt = format!("{{{{ hostvars['{second}'].tokn.stdout }}}}");
+    ground.refuses(&site("", &misspelt), &[], 3, &["no task sets it", "did you mean 'token'?"]);
+    ground.refuses(
+        &site("", "{{ hostvars['nobody'].token }}"),
+        &[],
+        3,
+        &["there is no host 'nobody' in the inventory"],
+    );
+    // In the run.
+    let skipped = format!("      when: inventory_hostname == '{first}'\n");
+    ground.refuses(
+        &site("      no_log: true\n", &asks),
+        &[],
+        4,
+        &[&format!("'token' of '{second}' is secret"), "no_log"],
+    );
+    let derived = "      no_log: true\n    - set_fact: {copied: \"{{ token.stdout }}\"}\n      no_log: false\n";
+    ground.refuses(
+        &site(derived, &asks.replace("token", "copied")),
+        &[],
+        4,
+        &[&format!("'copied' of '{second}' is secret")],
+    );
+    let unset = site(&skipped, &asks.replace("token", "only"))
+        .replace("register: token", "register: token\n      changed_when: false");
+    let unset = unset.replace("    - debug", &format!("    - set_fact: {{only: {{stdout: x}}}}\n{skipped}    - debug"));
+    ground.refuses(
+        &unset,
+        &[],
+        4,
+        &[&format!("'{second}' runs, but has not set 'only' (it is set at site.yaml:8)"), "skipped there"],
+    );
+    let later = site("", &asks).replace("- hosts: all\n", "- hosts: all\n  serial: 1\n");
+    ground.refuses(&later, &[], 4, &[&format!("'{second}' has not begun its part of this run"), "earlier batch"]);
+    // One that cannot be reached is waited for by nobody.
+    ground.project.write(&format!("host_vars/{second}.yaml"), "ansible_port: 1\n");
+    let lost = site("", &asks).replace("- hosts: all\n", "- hosts: all\n  ignore_unreachable: true\n");
+    ground.refuses(&lost, &[], 4, &[&format!("'{second}' could not be reached in this run")]);
+}
+
+#[test]
+fn roles_and_files_that_the_host_picks() {
+    let ground = Ground::new(1);
+    for (path, text) in [
+        (
+            "roles/os_debian/tasks/main.yaml",
+            "- say: debian {{ size }} {{ role_name }}\n- copy: {src: f, dest: /home/admin/f}\n  notify: picked\n",
+        ),
+        ("roles/os_debian/tasks/other.yaml", "- say: other of debian\n"),
+        ("roles/os_debian/files/f", "from the role\n"),
+        ("roles/os_debian/defaults/main.yaml", "size: 7\n"),
+        ("roles/os_debian/handlers/main.yaml", "- name: picked\n  say: handler of debian\n"),
+        ("roles/os_plan9/tasks/main.yaml", "- say: never {{ nowhere }}\n- assert: {that: [false]}\n"),
+        ("roles/extra/tasks/main.yaml", "- say: extra {{ item }}\n"),
+        ("tasks/for-debian.yaml", "- say: tasks for debian\n"),
+    ] {
+        ground.project.write(path, &expand(text));
+    }
+    let log = ground.run(
+        r#"
+- hosts: all
+  tasks:
+    - include_role: {name: "os_{{ facts.os.id }}"}
+    - include_role: {name: "os_{{ facts.os.id }}", tasks_from: other}
+    - command: echo extra
+      register: wanted
+    - include_role: {name: "{{ item }}"}
+      loop: ["{{ wanted.stdout }}", os_debian]
+    - include_tasks: "tasks/for-{{ facts.os.id }}.yaml"
+"#,
+        0,
+    );
+    assert_eq!(
+        log,
+        "debian 7 os_debian\nother of debian\nextra extra\ndebian 7 os_debian\ntasks for debian\nhandler of debian\n"
+    );
+    assert_eq!(ground.hosts.read(0, "/home/admin/f"), "from the role\n");
+    // In a plan the name that a command would have said is not known.
+    ground.project.controller(["plan", "site.yaml"]).ok().says("debian");
+
+    // What is wrong with a role that can be meant is told before the run; so is a name that cannot be.
+    let one =
+        |name: &str| format!("- hosts: all\n  tasks:\n    - say: begun\n    - include_role: {{name: \"{name}\"}}\n");
+    ground.refuses(
+        &one("os_{{ facts.arch }}"),
+        &[],
+        3,
+        &["no role 'os_x86_64' that 'os_{{ facts.arch }}' can mean", "known: os_debian, os_plan9"],
+    );
+    ground.refuses(&one("nix_{{ facts.os.id }}"), &[], 3, &["no role can be meant by 'nix_{{ facts.os.id }}'"]);
+    ground.project.write("roles/os_plan9/tasks/main.yaml", "- comand: ls\n");
+    ground.refuses(
+        &one("os_{{ facts.os.id }}"),
+        &[],
+        3,
+        &["unknown keyword or module 'comand'", "roles/os_plan9/tasks/main.yaml:1"],
+    );
+    ground.project.write("roles/os_plan9/tasks/main.yaml", "- command: ls\n");
+    let named = "- hosts: all\n  tasks:\n    - command: echo os_debain\n      register: r\n    - include_role: {name: \"{{ r.stdout }}\"}\n";
+    ground.refuses(named, &[], 4, &["no role 'os_debain'", "did you mean 'os_debian'?"]);
+    ground.refuses(
+        "- hosts: all\n  tasks:\n    - import_role: {name: \"os_{{ facts.os.id }}\"}\n",
+        &[],
+        3,
+        &["must be known before the run"],
+    );
+}

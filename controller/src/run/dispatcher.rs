@@ -2,7 +2,7 @@
 //! tells goes to the sinks.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use rollcall_engine::{
     diag::{Diagnostic, Severity},
     playbook::model::Play,
     protocol::{Frame, Go, Init, ToAgent, VERSION},
+    vars::hosts::Known,
 };
 use tokio::sync::mpsc;
 
@@ -19,6 +20,7 @@ use super::{
     Job,
     batches::batches,
     events::{self, Counts, RunEvent, Sink},
+    meetings::Meetings,
     pack::{self, Packed},
     remote::{Bytes, Dialer, Incoming, dial},
     turns::{Once, Turns, Waiter},
@@ -27,6 +29,7 @@ use crate::exit::Exit;
 
 mod delegation;
 mod messages;
+mod others;
 
 /// Between two looks at the signals while nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
@@ -61,6 +64,10 @@ struct Host {
     /// Calls for it that wait until it is ready.
     queued: Vec<Bytes>,
     failed: bool,
+    /// It took part in a play.
+    begun: bool,
+    /// What it set that tasks of other hosts ask for.
+    kept: BTreeMap<String, Known>,
     /// Names of tasks under way, by id: for retries.
     task: String,
 }
@@ -76,6 +83,9 @@ pub(crate) struct Dispatcher {
     shared: Option<Packed>,
     once: Once,
     turns: Turns,
+    meetings: Meetings,
+    /// Hosts that wait for what others do: until their ask is answered.
+    blocked: HashSet<usize>,
     /// Delegated calls under way: who asked, and who carries it out.
     delegated: HashMap<u64, (Waiter, usize)>,
     next_call: u64,
@@ -115,6 +125,8 @@ impl Dispatcher {
             owed: Vec::new(),
             queued: Vec::new(),
             failed: false,
+            begun: false,
+            kept: BTreeMap::new(),
             task: String::new(),
         });
         Ok(Self {
@@ -126,6 +138,8 @@ impl Dispatcher {
             shared,
             once: Once::default(),
             turns: Turns::default(),
+            meetings: Meetings::default(),
+            blocked: HashSet::new(),
             delegated: HashMap::new(),
             next_call: 1,
             batch: Vec::new(),
@@ -292,11 +306,14 @@ impl Dispatcher {
                 self.tell(&RunEvent::BatchStart { batch: number + 1, of, hosts: names.clone() });
             }
             self.once = Once::default();
+            self.meetings = Meetings::default();
+            self.blocked.clear();
             self.batch = batch;
             let go = Go { play: index, batch: names, play_hosts: play_hosts.clone() };
             for host in self.batch.clone() {
                 if self.hosts[host].state == State::Ready {
                     self.hosts[host].state = State::Playing;
+                    self.hosts[host].begun = true;
                     self.send(host, &ToAgent::Go(go.clone()));
                 }
             }

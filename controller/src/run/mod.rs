@@ -5,12 +5,14 @@
 //! - [`remote`]: one host's connection;
 //! - [`dispatcher`]: owns the state of the run; everything that happens passes through it;
 //! - [`turns`]: what hosts wait for;
+//! - [`meetings`]: where they wait for each other's results;
 //! - [`batches`]: `serial`;
 //! - [`events`]: what is told.
 
 pub(crate) mod batches;
 pub(crate) mod dispatcher;
 pub(crate) mod events;
+pub(crate) mod meetings;
 pub(crate) mod pack;
 pub(crate) mod remote;
 pub(crate) mod turns;

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io::Write as _,
     path::PathBuf,
     sync::Arc,
@@ -10,11 +10,14 @@ use clap::Args as ClapArgs;
 use rollcall_engine::{
     diag::{Diagnostic, Diagnostics, Sources},
     inventory::Inventory,
-    playbook::{self, Blob, Loaded, Loader, model::Item},
+    playbook::{
+        self, Blob, Loaded, Loader,
+        model::{Bundle, FileEntry, Item},
+    },
     protocol::Shared,
     roles::Embedded,
     template,
-    vars::Scope,
+    vars::{Scope, Vars},
 };
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
@@ -103,7 +106,7 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
         return list(&args, &loaded, &play_hosts);
     }
     if !args.json {
-        for role in loaded.roles_used.iter().filter(|r| show.verbose > 0 || !r.embedded) {
+        for role in loaded.roles_used.iter().filter(|r| show.verbose > 0 || !r.embedded && !r.possible) {
             let whose = if role.embedded { "ours" } else { "yours" };
             context::eprint_line(&format!("role {}: {whose} ({})", role.name, role.path.display()));
         }
@@ -229,7 +232,7 @@ pub(crate) fn prepare(
     let index: HashMap<&str, usize> = hosts.iter().enumerate().map(|(i, h)| (h.name.as_str(), i)).collect();
     let play_hosts =
         play_hosts.iter().map(|names| names.iter().filter_map(|n| index.get(n.as_str()).copied()).collect()).collect();
-    let shared = shared(inventory, &loaded);
+    let mut shared = shared(inventory, &loaded);
     let mut bundle = loaded.bundle;
     bundle.sources = context.sources.paths();
     let root = &context.project.root;
@@ -237,6 +240,10 @@ pub(crate) fn prepare(
     for play in &mut bundle.plays {
         play.vars = lookups::settle_alone(Arc::clone(&play.vars), &extra, root);
         play.vars_files = lookups::settle_alone(Arc::clone(&play.vars_files), &extra, root);
+    }
+    if let Some(shared) = &mut shared {
+        shared.taking_part = Arc::new(addressed.iter().map(|name| (*name).clone()).collect());
+        note_others(&mut bundle, &loaded.contents, inventory, shared, &extra);
     }
     let contents = loaded
         .contents
@@ -358,17 +365,32 @@ fn shared(inventory: &Inventory, loaded: &Loaded) -> Option<Shared> {
         return None;
     }
     let groups = serde_json::from_value((*inventory.groups_json()).clone()).ok()?;
-    let hostvars = serde_json::from_value((*inventory.hostvars_json()).clone()).ok()?;
-    Some(Shared { groups, hostvars })
+    Some(Shared { groups, hostvars: inventory.hostvars_json(), taking_part: Arc::default() })
+}
+
+/// Finds out which tasks ask for results of other hosts.
+fn note_others(
+    bundle: &mut Bundle,
+    contents: &BTreeMap<String, Blob>,
+    inventory: &Inventory,
+    shared: &Shared,
+    extra: &Arc<Vars>,
+) {
+    let hosts = shared.taking_part.iter().filter_map(|name| inventory.host(name));
+    let mut layers: Vec<Arc<Vars>> = hosts.flat_map(|host| inventory.host_vars(host)).collect();
+    layers.push(Arc::clone(extra));
+    // What cannot be read is told where it is sent.
+    let read = |entry: &FileEntry| match contents.get(&entry.hash)? {
+        Blob::File(path) => std::fs::read_to_string(path).ok(),
+        Blob::Bytes(bytes) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+    };
+    playbook::note_others(bundle, &layers, &read);
 }
 
 fn delegates(loaded: &Loaded) -> bool {
     fn any(items: &[Item]) -> bool {
         items.iter().any(|item| match item {
-            Item::Task(task) => {
-                task.delegate_to.is_some()
-                    || matches!(&task.action, playbook::model::Action::IncludeRole { tasks, .. } if any(tasks))
-            }
+            Item::Task(task) => task.delegate_to.is_some() || task.action.role_tasks().any(|tasks| any(tasks)),
             Item::Block(block) => [&block.block, &block.rescue, &block.always].iter().any(|part| any(part)),
         })
     }
@@ -417,7 +439,7 @@ fn list_items(out: &mut impl std::io::Write, items: &[Item], loaded: &Loaded) ->
                 let role = role.map(|r| format!("{} : ", r.name)).unwrap_or_default();
                 let name = task.name.as_ref().and_then(|n| n.as_str()).unwrap_or("(without a name)");
                 writeln!(out, "    {role}{name}\tTAGS: [{}]", task.tags.join(", "))?;
-                if let playbook::model::Action::IncludeRole { tasks, .. } = &task.action {
+                for tasks in task.action.role_tasks() {
                     list_items(out, tasks, loaded)?;
                 }
             }

@@ -9,7 +9,7 @@ use super::{
     files::{folder, hint_file, is_yaml},
     keywords::On,
     load::{Cx, State},
-    model::{Action, Inherit, Item},
+    model::{Action, Inherit, Item, RoleChoice},
     play::present,
     role::{Named, Use},
     syntax,
@@ -272,7 +272,11 @@ impl State<'_> {
         }
         let get = |name: &str| args.iter().find(|(k, v)| k.name == name && !v.is_null()).map(|(_, v)| v);
         let Some(name_node) = get("name") else { return };
-        let Some(name) = self.known_text(name_node, "the name of a role") else { return };
+        let picked = dynamic && self.is_picked(name_node);
+        let name = if picked { None } else { self.known_text(name_node, "the name of a role") };
+        if name.is_none() && !picked {
+            return;
+        }
         let mut text = |key: &str| get(key).and_then(|n| self.known_text(n, &format!("'{key}'")));
         let (tasks_from, vars_from) = (text("tasks_from"), text("vars_from"));
         let (defaults_from, handlers_from) = (text("defaults_from"), text("handlers_from"));
@@ -290,7 +294,7 @@ impl State<'_> {
             }
         }
         let used = Named {
-            name,
+            name: name.unwrap_or_default(),
             span: name_node.span,
             params: Vars::new(),
             vars: Vars::new(),
@@ -304,9 +308,17 @@ impl State<'_> {
         };
         let mut inner = cx.clone();
         inner.defaulted.extend(Self::defaulted(node));
+        if picked {
+            let choices = self.possible_roles(name_node, &used, &inherit, &inner);
+            let task = self.build(node, Action::IncludeRole { name: Some(name_node.clone()), choices }, layer);
+            out.push(Item::Task(Box::new(task)));
+            return;
+        }
+        let name = used.name.clone();
         let Some(Use { id, mut items }) = self.use_role(used, &inherit, &inner) else { return };
         if dynamic {
-            let task = self.build(node, Action::IncludeRole { role: id, tasks: items }, layer);
+            let choices = vec![RoleChoice { name, role: id, tasks: items }];
+            let task = self.build(node, Action::IncludeRole { name: None, choices }, layer);
             out.push(Item::Task(Box::new(task)));
         } else {
             out.append(&mut items);

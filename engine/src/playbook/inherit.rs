@@ -55,7 +55,7 @@ impl Inherit {
                 append_new(&mut task.notify, &self.notify);
             }
             Action::IncludeTasks { inherit, .. } => self.lay_on_inherit(inherit),
-            Action::IncludeRole { tasks, .. } => self.lay_on(tasks),
+            Action::IncludeRole { choices, .. } => choices.iter_mut().for_each(|choice| self.lay_on(&mut choice.tasks)),
             _ => {}
         }
     }

@@ -65,6 +65,8 @@ pub struct RoleUsed {
     pub path: PathBuf,
     /// It came with the program.
     pub embedded: bool,
+    /// Only an include whose name the host makes can mean it.
+    pub possible: bool,
 }
 
 impl Loader<'_> {
@@ -142,6 +144,8 @@ pub(super) struct State<'a> {
     pub(super) task_files: BTreeSet<PathBuf>,
     /// Files that includes of this play name.
     pub(super) included: BTreeSet<PathBuf>,
+    /// Includes around whose role the host picks.
+    pub(super) picking: usize,
     /// Roles whose files were taken in.
     pub(super) taken_in: BTreeSet<PathBuf>,
     /// Templates that were checked.
@@ -166,6 +170,7 @@ impl<'a> State<'a> {
             first_use: HashMap::new(),
             task_files: BTreeSet::new(),
             included: BTreeSet::new(),
+            picking: 0,
             taken_in: BTreeSet::new(),
             checked: BTreeSet::new(),
         }

@@ -3,7 +3,12 @@
 //! Everything static is settled here: `import_*` is unfolded, conditions, tags, become, environment and variables that a
 //! task inherits from its blocks and role stand in the task itself. Nothing is rendered yet.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +32,28 @@ pub struct Bundle {
     /// What `--tags` and `--skip-tags` asked for: included tasks are selected when they are included.
     #[serde(default)]
     pub selection: Selection,
+    /// What tasks ask of other hosts; empty until [`note_others`](super::note_others) has looked.
+    #[serde(default)]
+    pub others: AskedOfOthers,
+}
+
+/// What tasks ask of other hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedOfOthers {
+    /// Names that tasks of the run set (`register`, `set_fact`), with the place of the first such task.
+    pub set_by: Arc<BTreeMap<String, String>>,
+    /// Names that a task asks for, by [`Task::id`].
+    pub by_task: BTreeMap<u32, BTreeSet<String>>,
+    /// Names that every task asks for which an include draws in, by the include's [`Task::id`]: its conditions and the
+    /// like are theirs.
+    pub inside: BTreeMap<u32, BTreeSet<String>>,
+}
+
+impl AskedOfOthers {
+    /// Every name that some task asks for.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.by_task.values().chain(self.inside.values()).flatten().cloned().collect()
+    }
 }
 
 /// What `--tags` and `--skip-tags` ask for; both empty: everything but `never`.
@@ -320,12 +347,13 @@ pub enum Action {
         /// Under this name, instead of the top level.
         name: Option<String>,
     },
-    /// `include_role`: its tasks, resolved at parse time (the name must be literal or made of what is known then).
+    /// `include_role`: its tasks, read beforehand.
     IncludeRole {
-        /// The role's use.
-        role: RoleId,
-        /// Its tasks.
-        tasks: Vec<Item>,
+        /// The name, where the host picks the role.
+        #[serde(default)]
+        name: Option<Node>,
+        /// Every role that the name can mean; one where the host does not pick.
+        choices: Vec<RoleChoice>,
     },
     /// `meta: flush_handlers`.
     FlushHandlers,
@@ -335,6 +363,31 @@ pub enum Action {
     EndPlay,
     /// `meta: noop`.
     Noop,
+}
+
+/// A role that an `include_role` can mean.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoleChoice {
+    /// Its name.
+    pub name: String,
+    /// The role's use.
+    pub role: RoleId,
+    /// Its tasks.
+    pub tasks: Vec<Item>,
+}
+
+impl Action {
+    /// The tasks of every role that an `include_role` can mean.
+    pub fn role_tasks(&self) -> impl Iterator<Item = &Vec<Item>> {
+        let choices = if let Self::IncludeRole { choices, .. } = self { &choices[..] } else { &[] };
+        choices.iter().map(|choice| &choice.tasks)
+    }
+
+    /// As [`Action::role_tasks`], to be changed.
+    pub fn role_tasks_mut(&mut self) -> impl Iterator<Item = &mut Vec<Item>> {
+        let choices = if let Self::IncludeRole { choices, .. } = self { &mut choices[..] } else { &mut [] };
+        choices.iter_mut().map(|choice| &mut choice.tasks)
+    }
 }
 
 /// What a task inherits from what it stands in: a block, an import, a role, a play, `apply`.

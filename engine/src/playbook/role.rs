@@ -65,7 +65,7 @@ pub(super) struct Use {
 }
 
 /// The parts of a role's folder.
-const PARTS: &[&str] = &["tasks", "handlers", "defaults", "vars", "meta", "files", "templates"];
+pub(super) const PARTS: &[&str] = &["tasks", "handlers", "defaults", "vars", "meta", "files", "templates"];
 
 /// What `meta/main` says.
 #[derive(Debug, Default)]
@@ -162,11 +162,10 @@ impl State<'_> {
         Some(Use { id, items })
     }
 
-    fn find_role(&mut self, named: &Named, cx: &Cx) -> Option<PathBuf> {
-        let name = &named.name;
+    /// Folders in which a role is looked for.
+    pub(super) fn role_folders(&self, is_path: bool, cx: &Cx) -> Vec<PathBuf> {
         let play_dir = cx.files.first().and_then(|f| f.parent()).unwrap_or(Path::new("")).to_path_buf();
         let mut folders: Vec<PathBuf> = Vec::new();
-        let is_path = name.contains('/');
         if is_path {
             folders.extend([play_dir.clone(), cx.dir.clone()]);
         }
@@ -175,6 +174,12 @@ impl State<'_> {
         if let Some(role) = &cx.role {
             folders.extend(role.path.parent().filter(|p| !p.starts_with(EMBEDDED)).map(Path::to_path_buf));
         }
+        folders
+    }
+
+    pub(super) fn find_role(&mut self, named: &Named, cx: &Cx) -> Option<PathBuf> {
+        let name = &named.name;
+        let folders = self.role_folders(name.contains('/'), cx);
         for dir in &folders {
             let path = shown(&dir.join(name));
             if path.is_dir() {
@@ -232,10 +237,15 @@ impl State<'_> {
     /// The first time a role is used: its files travel, its templates are checked.
     fn take_role_files(&mut self, named: &Named, path: &Path) {
         if !self.taken_in.insert(path.to_path_buf()) {
+            let known = self.roles_used.iter_mut().find(|role| role.path == path);
+            if let Some(role) = known.filter(|_| self.picking == 0) {
+                role.possible = false;
+            }
             return;
         }
         let embedded = path.starts_with(EMBEDDED);
-        self.roles_used.push(RoleUsed { name: named.name.clone(), path: path.to_path_buf(), embedded });
+        let possible = self.picking > 0;
+        self.roles_used.push(RoleUsed { name: named.name.clone(), path: path.to_path_buf(), embedded, possible });
         self.take_in(&path.join("files"), named.span);
         let templates = path.join("templates");
         self.take_in(&templates, named.span);
@@ -323,6 +333,7 @@ impl State<'_> {
                         crate::vars::Binding::Raw(node) => node.to_value(),
                         crate::vars::Binding::Data(value) => (**value).clone(),
                         crate::vars::Binding::Unknown(why) => serde_json::Value::from(why.as_str()),
+                        crate::vars::Binding::Hosts(_) => serde_json::Value::Null,
                     };
                     (k.clone(), value)
                 })
@@ -371,7 +382,7 @@ impl State<'_> {
         all
     }
 
-    fn part_file(&self, path: &Path, part: &str, name: &str) -> Option<PathBuf> {
+    pub(super) fn part_file(&self, path: &Path, part: &str, name: &str) -> Option<PathBuf> {
         let dir = path.join(part);
         [name.to_owned(), format!("{name}.yml"), format!("{name}.yaml")]
             .iter()

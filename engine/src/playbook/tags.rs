@@ -65,10 +65,9 @@ fn collect(items: &[Item], known: &mut BTreeSet<String>) {
             }
             Item::Task(task) => {
                 known.extend(task.tags.iter().cloned());
-                match &task.action {
-                    Action::IncludeRole { tasks, .. } => collect(tasks, known),
-                    Action::IncludeTasks { inherit, .. } => known.extend(inherit.tags.iter().cloned()),
-                    _ => {}
+                task.action.role_tasks().for_each(|tasks| collect(tasks, known));
+                if let Action::IncludeTasks { inherit, .. } = &task.action {
+                    known.extend(inherit.tags.iter().cloned());
                 }
             }
         }
@@ -86,9 +85,7 @@ impl Selection {
                 !block.block.is_empty() || !block.always.is_empty()
             }
             Item::Task(task) => {
-                if let Action::IncludeRole { tasks, .. } = &mut task.action {
-                    self.keep(tasks);
-                }
+                task.action.role_tasks_mut().for_each(|tasks| self.keep(tasks));
                 self.selects(&task.tags)
             }
         });

@@ -10,10 +10,10 @@ use super::{
     task::{conditions, loop_items, loop_vars, text},
 };
 use crate::{
-    diag::{Diagnostic, FileId, nearest},
+    diag::{Diagnostic, FileId, Span, nearest},
     modules::{Base64, Content, Failure, Outcome, TreeEntry},
     node::Node,
-    playbook::model::{Action, Item, Play, SearchKind, Task},
+    playbook::model::{Action, Bundle, Item, Play, RoleChoice, SearchKind, Task},
     template::{self, EvalError, TemplateKind, TemplateSource},
     vars::{Layer, Scope, Var, Vars},
 };
@@ -142,8 +142,10 @@ impl Runner<'_> {
                 Err(error) => return self.tell(task, scope, &error.into(), started),
             },
         };
-        for vars in items {
+        for (turn, vars) in (0..).zip(items) {
+            self.state.others.enter(turn);
             let flow = self.include_one(play, task, scope, vars, started);
+            self.state.others.leave();
             if !matches!(flow, Flow::Next) {
                 return flow;
             }
@@ -165,24 +167,58 @@ impl Runner<'_> {
         let depth = self.state.include_params.len();
         self.state.include_params.extend(task.vars.iter().cloned());
         self.state.include_params.extend(vars.map(Arc::new));
+        let inside = self.context.bundle.others.inside.get(&task.id);
+        let outer = self.state.others.inside(inside);
         let flow = self.items(play, &tasks);
+        self.state.others.outside(outer);
         self.state.include_params.truncate(depth);
         flow
     }
 
     fn included_items(&self, task: &Task, scope: &Scope) -> Result<Arc<Vec<Item>>, EvalError> {
         match &task.action {
-            Action::IncludeRole { tasks, .. } => Ok(Arc::new(tasks.clone())),
+            Action::IncludeRole { name, choices } => {
+                picked(name.as_ref(), choices, scope).map(|c| Arc::new(c.tasks.clone()))
+            }
             Action::IncludeTasks { file, search, .. } => {
-                let wanted = text(file, scope, "a file's name")?;
                 let bundle = &self.context.bundle;
-                let found = search.iter().map(|dir| dir.join(&wanted)).find(|p| bundle.task_files.contains_key(p));
-                let items = found.and_then(|path| bundle.included(task, &path));
-                items.map(Arc::new).ok_or_else(|| missing(task, "task file", &wanted, &bundle.task_files))
+                let path = included_file(task, file, search, bundle, scope)?;
+                Ok(bundle.included(task, &path).map(Arc::new).unwrap_or_default())
             }
             _ => Ok(Arc::default()),
         }
     }
+}
+
+/// The file of tasks that an include means on this host.
+pub(super) fn included_file(
+    task: &Task,
+    file: &Node,
+    search: &[PathBuf],
+    bundle: &Bundle,
+    scope: &Scope,
+) -> Result<PathBuf, EvalError> {
+    let wanted = text(file, scope, "a file's name")?;
+    let found = search.iter().map(|dir| dir.join(&wanted)).find(|p| bundle.task_files.contains_key(p));
+    found.ok_or_else(|| missing(task, "task file", &wanted, &bundle.task_files))
+}
+
+/// The role that an include means on this host.
+pub(super) fn picked<'c>(
+    name: Option<&Node>,
+    choices: &'c [RoleChoice],
+    scope: &Scope,
+) -> Result<&'c RoleChoice, EvalError> {
+    let (wanted, span) = match (name, choices) {
+        (None, [only]) => return Ok(only),
+        (None, _) => (String::new(), Span::NONE),
+        (Some(name), _) => (text(name, scope, "the name of a role")?, name.span),
+    };
+    choices.iter().find(|choice| choice.name == wanted).ok_or_else(|| {
+        let known = choices.iter().map(|choice| choice.name.as_str());
+        let written = name.and_then(Node::as_str).unwrap_or_default();
+        Diagnostic::error(span, format!("no role '{wanted}' that '{written}' can mean")).nearest(&wanted, known).into()
+    })
 }
 
 fn wrong(task: &Task, failure: &Failure) -> EvalError {

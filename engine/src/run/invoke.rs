@@ -40,8 +40,9 @@ impl Runner<'_> {
         if definition.name == "set_fact"
             && let Attempt::Done(outcome, _) = &attempt
         {
+            let secret = task.no_log || self.sets_secret(task, scope);
             for (name, value) in outcome.data.get("facts").and_then(Value::as_object).into_iter().flatten() {
-                self.register(name, Var::data(value.clone(), Layer::Registered));
+                self.register(name, Var::data(value.clone(), Layer::Registered), secret);
             }
         }
         attempt

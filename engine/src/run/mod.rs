@@ -14,7 +14,7 @@ use crate::{
     modules::Failure,
     playbook::model::{Block, Bundle, Item, Play},
     protocol::{Answer, Ask, Call, Event, EventKind, Go, Init, PlayEnd, Reply, Shared, TaskResult},
-    vars::Vars,
+    vars::{Vars, hosts::Known},
 };
 
 mod content;
@@ -22,6 +22,7 @@ mod handlers;
 mod invoke;
 /// What stays on the host between runs.
 pub mod ledger;
+mod others;
 /// Looking before anything is changed.
 pub mod preflight;
 mod restore;
@@ -43,6 +44,8 @@ pub trait Link: Send + Sync {
     fn stopped(&self) -> Option<String>;
     /// The content behind a hash.
     fn blob(&self, hash: &str) -> Result<Vec<u8>, Failure>;
+    /// Tasks of other hosts ask for something that was set now.
+    fn keep(&self, name: &str, known: Known);
     /// Carries a call out as another user of this machine.
     fn as_user(&self, call: &Call) -> Result<Reply, Failure>;
 }
@@ -123,6 +126,8 @@ struct State {
     go: Option<Go>,
     /// The names that the run itself gives: made once a play, for they hold every host of the inventory.
     magic: Arc<Vars>,
+    /// Other hosts, as the task at hand sees them.
+    others: others::Seen,
 }
 
 impl<'a> Runner<'a> {
@@ -134,7 +139,8 @@ impl<'a> Runner<'a> {
         link: &'a dyn Link,
         ledger: &'a mut Ledger,
     ) -> Self {
-        Self { context, host, real, link, ledger, state: State::default() }
+        let others = others::Seen::new(&context.bundle.others);
+        Self { context, host, real, link, ledger, state: State { others, ..State::default() } }
     }
 
     /// Carries out a play.
@@ -148,10 +154,11 @@ impl<'a> Runner<'a> {
         let mut flow = Flow::Next;
         // The play's own tasks may mend what an earlier run's handler failed for: its debts wait for their end.
         let sections = [(&play.pre_tasks, Due::Notified), (&play.tasks, Due::All), (&play.post_tasks, Due::All)];
-        for (section, due) in sections {
+        for (number, (section, due)) in (0..).zip(sections) {
+            self.state.others.section(number);
             flow = self.items(play, section);
             if matches!(flow, Flow::Next) {
-                flow = self.flush(play, due);
+                flow = self.flush_after(play, due);
             }
             if !matches!(flow, Flow::Next) {
                 break;
@@ -177,11 +184,19 @@ impl<'a> Runner<'a> {
     }
 
     fn end_early(&mut self, play: &Play, end: PlayEnd) -> PlayEnd {
-        match self.flush(play, Due::Notified) {
+        match self.flush_after(play, Due::Notified) {
             Flow::Failed(_) => PlayEnd::Failed,
             Flow::Stopped => PlayEnd::Stopped,
             _ => end,
         }
+    }
+
+    /// Handlers after the last task of a section.
+    fn flush_after(&mut self, play: &Play, due: Due) -> Flow {
+        self.state.others.enter(others::END);
+        let flow = self.flush(play, due);
+        self.state.others.leave();
+        flow
     }
 
     fn items(&mut self, play: &Play, items: &[Item]) -> Flow {

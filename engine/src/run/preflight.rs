@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     Context,
+    content::{included_file, picked},
     invoke::render_args,
     scope::{Layers, magic},
     task::{conditions, loop_items, loop_vars},
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     diag::{Diagnostic, nearest},
     node::{Kind, Node},
-    playbook::model::{Action, Block, Item, Loop, Play, SearchKind, Task},
+    playbook::model::{Action, Block, Item, Loop, Play, RoleId, SearchKind, Task},
     protocol::Go,
     template::{self, EvalError, TemplateKind, TemplateSource},
     vars::{Binding, Layer, Scope, Var, Vars},
@@ -34,8 +35,17 @@ pub fn preflight(context: &Context, fetch: Fetch<'_>) -> Vec<Diagnostic> {
         let Some(play) = context.bundle.plays.get(*index) else { continue };
         let go = Go { play: *index, batch: Vec::new(), play_hosts: Vec::new() };
         let layers = Layers { context, play, magic: Arc::new(magic(context, &go.batch, &go.play_hosts)) };
-        let mut check =
-            Check { context, play, layers, late: &late, fetch, rescued: 0, may_end: false, found: Vec::new() };
+        let mut check = Check {
+            context,
+            play,
+            layers,
+            late: &late,
+            fetch,
+            rescued: 0,
+            picked: HashSet::new(),
+            may_end: false,
+            found: Vec::new(),
+        };
         for section in [&play.pre_tasks, &play.tasks, &play.post_tasks] {
             check.items(section);
         }
@@ -96,8 +106,7 @@ fn late_of_task(task: &Task, names: &mut BTreeSet<String>) {
         Action::IncludeVars { name: Some(name), .. } => {
             names.insert(name.clone());
         }
-        Action::IncludeRole { tasks, .. } => late_of_items(tasks, names),
-        _ => {}
+        action => action.role_tasks().for_each(|tasks| late_of_items(tasks, names)),
     }
     if let Some(looped) = &task.loop_ {
         names.insert(looped.var.clone());
@@ -117,6 +126,8 @@ struct Check<'a> {
     fetch: Fetch<'a>,
     /// Blocks around the task whose rescue takes its failure over.
     rescued: usize,
+    /// Roles that this host picks, whose tasks were looked at.
+    picked: HashSet<RoleId>,
     /// Something before it may end the play for this host.
     may_end: bool,
     found: Vec<Diagnostic>,
@@ -150,7 +161,12 @@ impl Check<'_> {
             unknown.insert(name.clone(), Var { binding, origin: task.span, layer: Layer::RoleDefaults });
         }
         let inner = self.layers.scope(task.role, &task.vars, &[], &[]);
-        let scope = Scope::of(unknown).over(&inner);
+        let mut scope = Scope::of(unknown).over(&inner);
+        if self.context.init.shared.is_some() {
+            let asked = self.context.bundle.others.by_task.get(&task.id).cloned().unwrap_or_default();
+            let hostvars = super::others::before(self.context, &Arc::new(asked));
+            scope = scope.with(Vars::from_iter([("hostvars".to_owned(), hostvars)]));
+        }
         let mut reached = false;
         match conditions(&task.when, &scope) {
             // Known to be skipped on this host: what it would ask for does not matter.
@@ -170,6 +186,7 @@ impl Check<'_> {
         }
         match &task.loop_ {
             None => {
+                self.included(task, &scope);
                 self.values(task, &scope);
                 if reached {
                     self.assertion(task, &scope);
@@ -177,8 +194,10 @@ impl Check<'_> {
             }
             Some(looped) => self.looped(task, looped, &scope),
         }
-        if let Action::IncludeRole { tasks, .. } = &task.action {
-            self.items(tasks);
+        if let Action::IncludeRole { name: None, choices } = &task.action {
+            for choice in choices {
+                self.items(&choice.tasks);
+            }
         }
     }
 
@@ -190,7 +209,10 @@ impl Check<'_> {
                     let scope = scope.with(loop_vars(looped, item, index, count));
                     match conditions(&task.when, &scope) {
                         Ok(Some(_)) => {}
-                        Ok(None) | Err(EvalError::Unknown(_)) => self.values(task, &scope),
+                        Ok(None) | Err(EvalError::Unknown(_)) => {
+                            self.included(task, &scope);
+                            self.values(task, &scope);
+                        }
                         Err(EvalError::Wrong(diagnostic)) => self.found.push(diagnostic),
                     }
                 }
@@ -226,6 +248,24 @@ impl Check<'_> {
                 }
                 wrong @ Err(EvalError::Wrong(_)) => keep(wrong.map(drop)),
             }
+        }
+    }
+
+    /// What an include means, where that is known now. What depends on results is left for the run.
+    fn included(&mut self, task: &Task, scope: &Scope) {
+        match &task.action {
+            Action::IncludeRole { name: Some(name), choices } => match picked(Some(name), choices, scope) {
+                Ok(choice) if self.picked.insert(choice.role) => self.items(&choice.tasks),
+                Ok(_) | Err(EvalError::Unknown(_)) => {}
+                Err(EvalError::Wrong(diagnostic)) => self.found.push(diagnostic),
+            },
+            Action::IncludeTasks { file, search, .. } => {
+                let known = included_file(task, file, search, &self.context.bundle, scope);
+                if let Err(EvalError::Wrong(diagnostic)) = known {
+                    self.found.push(diagnostic);
+                }
+            }
+            _ => {}
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn magic(context: &Context, batch: &[String], play_hosts: &[String]) 
     put("playbook_dir", json!(playbook_dir(context)));
     if init.shared.is_some() {
         put("groups", json!(context.shared.groups));
-        put("hostvars", json!(context.shared.hostvars));
+        vars.insert("hostvars".to_owned(), super::others::before(context, &Arc::default()));
     }
     vars
 }
@@ -118,6 +118,10 @@ impl Runner<'_> {
         let layers = Layers { context: self.context, play, magic: Arc::clone(&self.state.magic) };
         let mut late = vec![Arc::clone(&self.state.included), Arc::clone(&self.state.registered)];
         late.extend(self.state.failure.clone());
-        layers.scope(task.role, &task.vars, &late, &self.state.include_params)
+        let scope = layers.scope(task.role, &task.vars, &late, &self.state.include_params);
+        match self.hostvars() {
+            Some(hostvars) => scope.with(Vars::from_iter([("hostvars".to_owned(), hostvars)])),
+            None => scope,
+        }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{
     Failed, Flow, Runner,
     handlers::Due,
+    others::Met,
     results::{Attempt, failure_of, summary},
 };
 use crate::{
@@ -43,6 +44,17 @@ impl Runner<'_> {
 
     /// `meta` tasks: nothing is told of them.
     fn when_then(&mut self, play: &Play, task: &Task, then: impl FnOnce(&mut Self, &Play) -> Flow) -> Flow {
+        self.state.others.enter(task.id);
+        let flow = match self.meet(task) {
+            Ok(Met::Waited) if self.link.stopped().is_some() => Flow::Stopped,
+            Ok(_) => self.when_met(play, task, then),
+            Err(failure) => self.broken(play, task, failure),
+        };
+        self.state.others.leave();
+        flow
+    }
+
+    fn when_met(&mut self, play: &Play, task: &Task, then: impl FnOnce(&mut Self, &Play) -> Flow) -> Flow {
         let scope = self.scope(play, task);
         match conditions(&task.when, &scope) {
             Ok(None) => then(self, play),
@@ -83,15 +95,22 @@ impl Runner<'_> {
             }
             Ok(Answer::Result { result, facts }) => {
                 if let (Some(name), false) = (&task.register, result.is_null()) {
-                    self.register(name, Var::data(result, Layer::Registered));
+                    self.register(name, Var::data(result.clone(), Layer::Registered), task.no_log);
                 }
+                let scope = self.scope(play, task);
+                let secret = task.no_log || self.sets_secret(task, &scope);
                 for (name, value) in facts.as_object().into_iter().flatten() {
-                    self.register(name, Var::data(value.clone(), Layer::Registered));
+                    self.register(name, Var::data(value.clone(), Layer::Registered), secret);
+                }
+                if self.context.init.check {
+                    self.unsettle_once(task, &scope, &result, &facts);
                 }
                 Flow::Next
             }
             Ok(Answer::Refused(why)) => self.broken(play, task, Failure::new(why)),
-            Ok(Answer::Reply(_)) => self.broken(play, task, Failure::new("an answer of the wrong kind")),
+            Ok(Answer::Reply(_) | Answer::Others(_)) => {
+                self.broken(play, task, Failure::new("an answer of the wrong kind"))
+            }
             Err(failure) => self.broken(play, task, failure),
         }
     }
@@ -103,6 +122,18 @@ impl Runner<'_> {
 
     /// Carries a task or handler out and tells its end.
     pub(super) fn run_task(&mut self, play: &Play, task: &Task, handler: bool) -> Flow {
+        self.state.others.enter(task.id);
+        let flow = match self.meet(task) {
+            Ok(Met::Waited) if self.link.stopped().is_some() => Flow::Stopped,
+            Ok(_) => self.run_met(play, task, handler),
+            Err(failure) => self.broken(play, task, failure),
+        };
+        self.state.others.leave();
+        flow
+    }
+
+    /// A task whose other hosts have come as far.
+    fn run_met(&mut self, play: &Play, task: &Task, handler: bool) -> Flow {
         let started = Instant::now();
         let scope = self.scope(play, task);
         self.emit(task.id, EventKind::Start { name: Self::name(task, &scope), handler });
@@ -124,6 +155,9 @@ impl Runner<'_> {
         if task.throttle.is_some() && !self.context.init.check {
             // A failure here is this host's own: the others' turns go on. If the controller is gone nobody waits.
             let _ = self.link.ask(Ask::TurnDone { handler: task.id, ok: true });
+        }
+        if let Attempt::Unknown(why) = &attempt {
+            self.unsettle(task, &scope, why);
         }
         self.finish(task, &scope, &attempt, started, handler)
     }
@@ -163,7 +197,8 @@ impl Runner<'_> {
     /// Registers, tells, and decides how it goes on.
     fn finish(&mut self, task: &Task, scope: &Scope, attempt: &Attempt, started: Instant, handler: bool) -> Flow {
         if let Some(name) = &task.register {
-            self.register(name, Self::registered_var(task, scope, attempt));
+            let var = Self::registered_var(task, scope, attempt);
+            self.register(name, var, task.no_log);
         }
         let mut told = attempt.told(self.result_base(task, scope, started, handler), !task.no_log);
         if let Some(node) = &task.delegate_to {
@@ -195,7 +230,9 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn register(&mut self, name: &str, var: Var) {
+    /// Keeps a result or a fact, and tells it where other hosts ask for it. What is secret stays here.
+    pub(super) fn register(&mut self, name: &str, var: Var, secret: bool) {
+        self.tell_others(name, &var, secret);
         Arc::make_mut(&mut self.state.registered).insert(name.to_owned(), var);
     }
 

@@ -12,7 +12,10 @@ use super::{
     soften::Softened,
     values,
 };
-use crate::diag::{Diagnostic, FileId, Span, nearest, suggest};
+use crate::{
+    diag::{Diagnostic, FileId, Span, nearest, suggest},
+    vars::Binding,
+};
 
 /// A file that a template includes.
 #[derive(Clone, Debug)]
@@ -167,7 +170,7 @@ fn located(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, s
                     || "an undefined value is used here".to_owned(),
                     |name| format!("'{name}' is undefined"),
                 );
-                origin.finding(near.map_or(range.start, |n| n.0), message)
+                noted(session, origin.finding(near.map_or(range.start, |n| n.0), message))
             })
         }
         ErrorKind::UnknownFilter | ErrorKind::UnknownTest | ErrorKind::UnknownFunction => {
@@ -189,9 +192,27 @@ fn located(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, s
                 return found;
             }
             let message = if detail.is_empty() { kind.to_string() } else { detail.to_owned() };
-            origin.finding(range.start, message)
+            noted(session, origin.finding(range.start, message))
         }
     }
+}
+
+/// Adds why a name of another host is not there, where one was asked for.
+fn noted(session: Option<&Arc<Session>>, error: Diagnostic) -> Diagnostic {
+    match session.and_then(|s| s.absent()) {
+        Some(why) => error.note(Span::NONE, why),
+        None => error,
+    }
+}
+
+/// Where a text asks for a name of another host: at `hostvars[…].NAME`, else at the first `hostvars`.
+pub(super) fn place_of_host_name(origin: &Origin<'_>, name: &str) -> Option<Span> {
+    let analysis = origin.analyse()?;
+    let chains = || analysis.chains.iter().filter(|c| c.root == "hostvars" && !c.local);
+    let literal = |c: &&Chain| matches!(c.steps.get(1), Some(Step::Name(n)) if n == name);
+    let computed = |c: &&Chain| matches!(c.steps.get(1), Some(Step::Dynamic(_)));
+    let chain = chains().find(literal).or_else(|| chains().find(computed)).or_else(|| chains().next())?;
+    Some(origin.place.at(origin.source, chain.range.start))
 }
 
 fn syntax_error(origin: &Origin<'_>, range: &Range<usize>, detail: &str) -> Diagnostic {
@@ -258,7 +279,7 @@ pub(super) fn bare_undefined(session: &Arc<Session>, origin: &Origin<'_>) -> Fai
         if origin.source.contains(" if ") && !origin.source.contains(" else ") {
             error.hint("an 'if' inside of an expression needs an 'else'")
         } else {
-            error
+            noted(Some(session), error)
         }
     });
     session.fail(found)
@@ -295,7 +316,12 @@ fn missing(session: &Arc<Session>, origin: &Origin<'_>, chain: &Chain) -> Option
             None => error,
         });
     };
+    let hosts = match session.scope.get(&chain.root).map(|var| &var.binding) {
+        Some(Binding::Hosts(hosts)) => Some(hosts),
+        _ => None,
+    };
     let mut path = chain.root.clone();
+    let mut keys: Vec<String> = Vec::new();
     for step in &chain.steps {
         let key = match step {
             Step::Name(name) => Value::from(name.as_str()),
@@ -306,8 +332,18 @@ fn missing(session: &Arc<Session>, origin: &Origin<'_>, chain: &Chain) -> Option
         };
         let next = value.get_item(&key).ok()?;
         if next.is_undefined() {
-            return Some(missing_key(origin, chain, &path, &key, &value));
+            let missing = missing_key(origin, chain, &path, &key, &value);
+            let (Some(hosts), Some(name)) = (hosts, key.as_str()) else { return Some(missing) };
+            return Some(match &keys[..] {
+                [] => Diagnostic { message: format!("there is no host '{name}' in the inventory"), ..missing },
+                [host] => {
+                    let absent = hosts.absent(host, name);
+                    Diagnostic { message: absent.message, hint: absent.hint, ..missing }
+                }
+                _ => missing,
+            });
         }
+        keys.push(key.as_str().map_or_else(|| key.to_string(), str::to_owned));
         match key.as_str() {
             Some(name) => path.push_str(&format!(".{name}")),
             None => path.push_str(&format!("[{key}]")),

@@ -58,6 +58,7 @@ fn finish(
     origin: &Origin<'_>,
     softened: &Softened<'_>,
 ) -> Result<String, Failed> {
+    session.place(origin);
     match result {
         _ if session.failed() => Err(Failed),
         Ok(text) => Ok(text),

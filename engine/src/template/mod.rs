@@ -18,6 +18,7 @@ mod calls;
 mod env;
 mod explain;
 mod filters;
+mod hosts;
 mod jinja;
 mod limits;
 mod place;
@@ -36,7 +37,7 @@ mod test_templates;
 
 use explain::Origin;
 use place::Place;
-pub use refs::References;
+pub use refs::{HostReferences, References};
 use session::{Failed, Session};
 
 /// Why a value could not be had.
@@ -214,6 +215,27 @@ pub fn text_references(text: &str, span: Span) -> Result<References, Diagnostic>
     let place = Place::Scalar { span, text, offset: 0 };
     let found = refs::template(text).map_err(|e| explain::syntax(&e, &Origin { source: text, place, files: None }))?;
     Ok(without_globals(found.references()))
+}
+
+/// What an expression asks of other hosts.
+pub fn host_references(expression: &str) -> HostReferences {
+    refs::expression(expression).map(|found| found.host_references()).unwrap_or_default()
+}
+
+/// What a text with expressions asks of other hosts.
+pub fn text_host_references(text: &str) -> HostReferences {
+    if !has_markup(text) {
+        return HostReferences::default();
+    }
+    refs::template(text).map(|found| found.host_references()).unwrap_or_default()
+}
+
+/// What a template asks of other hosts.
+pub fn template_host_references(kind: TemplateKind, text: &str) -> HostReferences {
+    match kind {
+        TemplateKind::Tera => tera_files::host_references(text),
+        TemplateKind::Jinja => refs::template(text).map(|found| found.host_references()).unwrap_or_default(),
+    }
 }
 
 /// `omit` and the functions are always there.

@@ -93,6 +93,24 @@ pub(super) struct Analysis {
     pub(super) templates: Vec<String>,
     /// Lists, tuples and mappings that are written in the text, where all they hold must be there.
     pub(super) literals: Vec<Range<usize>>,
+    /// Text constants and names of attributes, where they were asked for.
+    words: BTreeSet<String>,
+}
+
+/// What a text asks of other hosts, as far as it can be seen without values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostReferences {
+    /// `NAME` of each `hostvars[…].NAME`.
+    pub names: BTreeSet<String>,
+    /// `hostvars`, or all of one host, is handed on (to a filter, a loop, a name of the text's own): any of [`Self::words`]
+    /// may be a name that is asked for.
+    pub open: bool,
+    /// Text constants and names of attributes in the text, taken apart at dots.
+    pub words: BTreeSet<String>,
+    /// Variables that the text asks for.
+    pub variables: BTreeSet<String>,
+    /// Templates that it names literally.
+    pub templates: BTreeSet<String>,
 }
 
 impl Analysis {
@@ -113,6 +131,31 @@ impl Analysis {
             }
         }
         found.conditional.retain(|path| !found.required.contains(path));
+        found
+    }
+
+    /// What is asked of other hosts.
+    pub(super) fn host_references(&self) -> HostReferences {
+        let mut found = HostReferences { templates: self.templates.iter().cloned().collect(), ..Default::default() };
+        for chain in &self.chains {
+            let names = chain.steps.iter().filter_map(|step| match step {
+                Step::Name(name) => Some(name.clone()),
+                Step::Dynamic(_) => None,
+            });
+            found.words.extend(names);
+            if chain.local {
+                continue;
+            }
+            if chain.root != "hostvars" {
+                found.variables.insert(chain.root.clone());
+                continue;
+            }
+            match chain.steps.get(1) {
+                Some(Step::Name(name)) => drop(found.names.insert(name.clone())),
+                Some(Step::Dynamic(_)) | None => found.open = true,
+            }
+        }
+        found.words.extend(self.words.iter().flat_map(|word| word.split('.')).map(str::to_owned));
         found
     }
 }
@@ -234,6 +277,15 @@ impl Walker {
         }
     }
 
+    /// The text in a constant; the parser folds lists of constants into one.
+    fn words(&mut self, value: &minijinja::Value) {
+        if let Some(text) = value.as_str() {
+            self.found.words.insert(text.to_owned());
+        } else if value.kind() == minijinja::value::ValueKind::Seq {
+            value.try_iter().into_iter().flatten().for_each(|item| self.words(&item));
+        }
+    }
+
     /// Records a chain; false if the expression is none.
     fn chain(&mut self, expr: &Expr<'_>, guarded: bool) -> bool {
         let Some((root, steps)) = chain_of(expr) else { return false };
@@ -273,8 +325,12 @@ impl Walker {
             return;
         }
         match expr {
-            Expr::Var(_) | Expr::Const(_) => {}
-            Expr::GetAttr(attr) => self.expr(&attr.expr),
+            Expr::Var(_) => {}
+            Expr::Const(constant) => self.words(&constant.value),
+            Expr::GetAttr(attr) => {
+                self.found.words.insert(attr.name.to_owned());
+                self.expr(&attr.expr);
+            }
             Expr::GetItem(item) => {
                 self.expr(&item.expr);
                 self.expr(&item.subscript_expr);

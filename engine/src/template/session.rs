@@ -49,6 +49,8 @@ struct Failure {
     error: EvalError,
     /// The places of use say nothing new (a cycle names them all).
     complete: bool,
+    /// It is about this name of another host, and where exactly in the text is still to be found.
+    about: Option<String>,
 }
 
 /// One evaluation.
@@ -59,6 +61,8 @@ pub(super) struct Session {
     memo: Mutex<HashMap<usize, Value>>,
     stack: Mutex<Vec<Frame>>,
     failure: Mutex<Option<Failure>>,
+    /// See [`Session::absent`].
+    absent: Mutex<Option<String>>,
     secret: AtomicBool,
 }
 
@@ -78,6 +82,7 @@ impl Session {
             memo: Mutex::default(),
             stack: Mutex::new(vec![Frame { node: 0, label: String::new(), span }]),
             failure: Mutex::default(),
+            absent: Mutex::default(),
             secret: AtomicBool::new(false),
         });
         let result = work(&session);
@@ -100,8 +105,40 @@ impl Session {
     fn record(&self, error: EvalError, complete: bool) {
         let mut failure = lock(&self.failure);
         if failure.is_none() {
-            *failure = Some(Failure { error, complete });
+            *failure = Some(Failure { error, complete, about: None });
         }
+    }
+
+    /// Records that a name of another host may not be asked for like this.
+    pub(super) fn fail_about(&self, name: &str, message: String, hint: String) {
+        let span = lock(&self.stack).last().map_or(Span::NONE, |frame| frame.span);
+        let mut failure = lock(&self.failure);
+        if failure.is_none() {
+            let error = Diagnostic::error(span, message).hint(hint).into();
+            *failure = Some(Failure { error, complete: false, about: Some(name.to_owned()) });
+        }
+    }
+
+    /// The text that is being evaluated when a failure has been recorded: where in it the name of another host stands.
+    pub(super) fn place(&self, origin: &Origin<'_>) {
+        let mut failure = lock(&self.failure);
+        let Some(failure) = failure.as_mut() else { return };
+        if let (Some(name), EvalError::Wrong(error)) = (&failure.about, &mut failure.error)
+            && let Some(span) = explain::place_of_host_name(origin, name)
+        {
+            error.span = span;
+            failure.about = None;
+        }
+    }
+
+    /// Notes why a name of another host is not there, should that turn out to be what is wrong.
+    pub(super) fn note_absent(&self, message: String) {
+        *lock(&self.absent) = Some(message);
+    }
+
+    /// Why the name of another host that was asked for last is not there.
+    pub(super) fn absent(&self) -> Option<String> {
+        lock(&self.absent).clone()
     }
 
     /// True once something failed.
@@ -129,6 +166,7 @@ impl Session {
                 invalid()
             }
             Binding::Raw(node) => self.node(&Arc::from(name), node, &[], node),
+            Binding::Hosts(all) => super::hosts::value(self, all),
         })
     }
 
@@ -194,7 +232,7 @@ impl Session {
     /// Adds to the failure where the variable was used.
     fn note_use(&self, label: &str) {
         let place = lock(&self.stack).last().map(|f| f.span);
-        if let (Some(place), Some(Failure { error: EvalError::Wrong(error), complete: false })) =
+        if let (Some(place), Some(Failure { error: EvalError::Wrong(error), complete: false, .. })) =
             (place, lock(&self.failure).as_mut())
             && !place.is_none()
         {
@@ -214,6 +252,7 @@ impl Session {
         let result = limits::template(text)
             .and_then(|()| env::inline().template_from_named_str("text", source.text()))
             .and_then(|template| template.render(values::scope(self)));
+        self.place(&origin);
         match result {
             _ if self.failed() => Err(Failed),
             Ok(text) => Ok(Value::from(text)),
@@ -229,6 +268,7 @@ impl Session {
             Err(error) => return Err(explain::fail(self, &error, &origin, &super::soften::Softened::same(text))),
         };
         let result = compiled.expression.eval(values::scope(self));
+        self.place(&origin);
         match result {
             _ if self.failed() => Err(Failed),
             Ok(value) if value.is_undefined() => Err(explain::bare_undefined(self, &origin)),

@@ -3,12 +3,16 @@
 //! Tera takes an undefined name in a condition as false, so every top-level name of a template must be defined before
 //! it is rendered; optional ones get `null` in the role's defaults.
 
-use std::{collections::HashMap, sync::OnceLock};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::OnceLock,
+};
 
 use tera::{Context, ErrorKind, Kwargs, State, Tera};
 
 use super::{
-    EvalError, Loader, References, Rendered, TemplateSource,
+    EvalError, HostReferences, Loader, References, Rendered, TemplateSource,
     filters::{self, Args},
     limits,
     session::{Failed, Session},
@@ -16,11 +20,14 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest},
-    vars::Scope,
+    vars::{Binding, Scope, hosts::Found},
 };
 
 /// Templates that one template may draw in.
 const MAX_TEMPLATES: usize = 200;
+
+/// Hosts whose missing results are told.
+const MAX_REASONS: usize = 5;
 
 /// Names that Tera itself sets.
 const BUILT_IN: &[&str] = &["loop", "__tera_context", "__tera"];
@@ -235,6 +242,38 @@ pub(super) fn check(source: &TemplateSource<'_>) -> Result<References, Diagnosti
     Ok(References { required: set.names()?.into_iter().collect(), ..References::default() })
 }
 
+/// What the template asks of other hosts. Tera does not give its syntax tree: every word may be a name.
+pub(super) fn host_references(text: &str) -> HostReferences {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    let named = |part: &&str| Path::new(part).extension().is_some_and(|ending| ending == "tera");
+    let quoted = text.split(['"', '\'', '`']).filter(named);
+    let words: BTreeSet<String> = text.split(|c| !word(c)).filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    HostReferences {
+        names: BTreeSet::new(),
+        open: words.contains("hostvars"),
+        templates: quoted.map(str::to_owned).collect(),
+        variables: words.clone(),
+        words,
+    }
+}
+
+/// Adds what is not there of other hosts, where the line that failed names it.
+fn about_hosts(session: &Session, set: &Set<'_>, error: Diagnostic) -> Diagnostic {
+    let Some(Binding::Hosts(hosts)) = session.scope.get("hostvars").map(|var| &var.binding) else { return error };
+    let mut error = error;
+    let text = set.files.values().find(|(file, _)| *file == error.span.file).map_or(set.main.text, |(_, text)| text);
+    let line = (error.span.line as usize).checked_sub(1).and_then(|at| text.lines().nth(at)).unwrap_or_default();
+    let named: Vec<&String> = hosts.asked.iter().filter(|name| line.contains(name.as_str())).collect();
+    let missing = hosts.hosts().flat_map(|host| named.iter().map(move |name| (host, *name)));
+    let reasons = missing.filter_map(|(host, name)| match hosts.find(host, name) {
+        Found::Nothing => Some(hosts.absent(host, name).message),
+        Found::Refused { message, .. } => Some(message),
+        _ => None,
+    });
+    error.notes.extend(reasons.take(MAX_REASONS).map(|reason| (Span::NONE, reason)));
+    error
+}
+
 pub(super) fn render(source: &TemplateSource<'_>, scope: &Scope, loader: Loader<'_>) -> Result<Rendered, EvalError> {
     Session::run(scope, Span::whole(source.file), |session| {
         let set = Set::read(source, loader).map_err(|e| session.fail(e))?;
@@ -255,7 +294,10 @@ pub(super) fn render(source: &TemplateSource<'_>, scope: &Scope, loader: Loader<
         if let Some(first) = missing.first() {
             return Err(session.fail(undefined(&set, scope, first, &missing)));
         }
-        let text = set.tera.render(source.name, &context).map_err(|e| session.fail(set.finding(&e)))?;
+        let text = set
+            .tera
+            .render(source.name, &context)
+            .map_err(|e| session.fail(about_hosts(session, &set, set.finding(&e))))?;
         if session.failed() {
             return Err(Failed);
         }

@@ -77,6 +77,12 @@ pub(super) fn data(root: &Arc<Json>) -> Value {
     DataRef::wrap(root, &[], root)
 }
 
+/// What stands under two keys of data, as a value.
+pub(super) fn below(root: &Arc<Json>, outer: &str, inner: &str) -> Option<Value> {
+    let value = root.get(outer)?.get(inner)?;
+    Some(DataRef::wrap(root, &[Step::Key(Arc::from(outer)), Step::Key(Arc::from(inner))], value))
+}
+
 /// A result as a value.
 pub(super) fn owned(value: Json) -> Value {
     match value {

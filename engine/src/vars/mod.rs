@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::{diag::Span, node::Node};
 
+/// What the hosts of a run know of each other: `hostvars`.
+pub mod hosts;
+
 /// Where a variable comes from, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -69,6 +72,9 @@ pub enum Binding {
     Data(Arc<Value>),
     /// Not known in this check: it depends on something that was not done. The text says on what.
     Unknown(String),
+    /// `hostvars`: made on each host, it never travels.
+    #[serde(skip)]
+    Hosts(Arc<hosts::HostVars>),
 }
 
 /// A variable with its history.

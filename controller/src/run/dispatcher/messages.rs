@@ -60,6 +60,7 @@ impl Dispatcher {
 
     pub(super) fn answer(&mut self, answers: Vec<(Waiter, Answer)>) {
         for ((host, id), answer) in answers {
+            self.blocked.remove(&host);
             self.send(host, &ToAgent::Answer { id, answer });
         }
     }
@@ -78,7 +79,11 @@ impl Dispatcher {
 
     pub(super) fn agent(&mut self, host: usize, message: FromAgent) {
         match message {
-            FromAgent::Ready { facts: _, problems, debts } => self.ready(host, problems, debts),
+            FromAgent::Ready { facts, problems, debts } => {
+                self.keep_facts(host, facts);
+                self.ready(host, problems, debts);
+            }
+            FromAgent::Keep { name, known } => self.keep(host, name, known),
             FromAgent::Need { hashes } => self.need(host, hashes),
             FromAgent::Event(event) => self.event(host, event),
             FromAgent::Ask { id, ask } => self.ask((host, id), ask),
@@ -112,6 +117,7 @@ impl Dispatcher {
         at.state = if alone && !wrong { State::Playing } else { State::Ready };
         if at.state == State::Playing {
             self.batch = vec![host];
+            self.hosts[host].begun = true;
         }
         let (pushed, millis) = (self.hosts[host].pushed, self.hosts[host].millis);
         for bytes in std::mem::take(&mut self.hosts[host].queued) {
@@ -184,6 +190,9 @@ impl Dispatcher {
     fn ask(&mut self, waiter: Waiter, ask: Ask) {
         let live = self.live();
         let (host, _) = waiter;
+        if matches!(ask, Ask::RunOnce { .. } | Ask::Turn { .. } | Ask::Others { .. }) {
+            self.blocked.insert(host);
+        }
         let answers = match ask {
             Ask::RunOnce { task } => self.once.reached(task, waiter, &live),
             Ask::RanOnce { task, result, facts } => {
@@ -202,12 +211,17 @@ impl Dispatcher {
                 answers.push((waiter, Answer::Granted));
                 answers
             }
+            Ask::Others { place, names } => {
+                self.reached(waiter, place, names);
+                Vec::new()
+            }
             Ask::Delegate { host, call } => {
                 self.delegate(waiter, &host, *call);
                 Vec::new()
             }
         };
         self.answer(answers);
+        self.meet();
     }
 
     fn play_done(&mut self, host: usize, play: usize, end: &PlayEnd) {
@@ -241,6 +255,9 @@ impl Dispatcher {
         let mut answers = self.once.settle(&live);
         answers.extend(self.turns.gone(host, &name));
         self.answer(answers);
+        self.blocked.remove(&host);
+        self.meetings.gone(host);
+        self.meet();
     }
 
     pub(super) fn unreachable(&mut self, host: usize, reason: String) {
