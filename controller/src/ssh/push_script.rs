@@ -60,7 +60,7 @@ pub(super) fn start(folder: &str, agents: &[&AgentBinary], sudo: Option<bool>, a
     let script = format!(
         "{unset}{choose} if test -f \"$A\" && test -x \"$A\"; then echo \"{MARK} ready\"; exec \"$A\" \"$@\"; fi; \
          C=raw; if command -v gzip >/dev/null; then C=gzip; fi; if command -v zstd >/dev/null; then C=zstd; fi; \
-         echo \"{MARK} missing $(uname -s) $(uname -m) $(id -u) $C\"; exit 93",
+         echo \"{MARK} missing $(uname -sm) $(id -u) $C\"; exit 93",
         unset = unset(sudo)
     );
     command(sudo, &script, args)
@@ -93,6 +93,7 @@ pub(super) fn install(
     command(None, &script, &all)
 }
 
+/// Every program that is started costs about a millisecond, so the shell does by itself what it can.
 fn install_script(folder: &str, hash: &str, codec: Codec, size: usize) -> String {
     let unpack = codec.unpack();
     format!(
@@ -100,17 +101,19 @@ fn install_script(folder: &str, hash: &str, codec: Codec, size: usize) -> String
          fail() {{ echo \"{MARK} failed $1\"; exit 94; }}; \
          trap \"rm -f $T\" EXIT; trap \"exit 94\" HUP INT TERM PIPE; \
          echo \"{MARK} begin\"; \
-         mkdir -p $D && chmod 0755 $D && chmod g-s $D || fail folder; \
-         if test $(id -u) = 0; then chown 0:0 $D || fail folder; fi; \
-         for f in $D/.agent-*; do if test -e \"$f\"; then kill -0 \"${{f##*.}}\" 2>/dev/null || rm -f \"$f\"; fi; done; \
-         rm -f $T || fail write; set -C; head -c {size} | {unpack} > $T || fail write; set +C; \
+         mkdir -p $D && chmod u=rwx,go=rx,g-s $D || fail folder; \
+         test -O $D || chown $(id -u):$(id -g) $D || fail folder; \
+         for f in $D/.agent-*; do if test -e \"$f\"; then \
+         test \"${{f##*.}}\" != $$ && kill -0 \"${{f##*.}}\" 2>/dev/null || rm -f \"$f\"; fi; done; \
+         set -C; head -c {size} | {unpack} > $T || fail write; set +C; \
          test \"$(sha256sum < $T)\" = \"{hash}  -\" || fail hash; \
          chmod 0755 $T || fail mode; \
          $T --version </dev/null >/dev/null || fail run; \
          sync $T 2>/dev/null || sync; \
          mv -f $T $F || fail rename; \
+         i=0; for f in $D/agent-*; do i=$((i+1)); done; test $i -le {KEEP} || {{ \
          i=0; for f in $(ls -t $D); do case \"$f\" in agent-*) i=$((i+1)); \
-         test $i -le {KEEP} || rm -f \"$D/$f\";; esac; done; \
+         test $i -le {KEEP} || rm -f \"$D/$f\";; esac; done; }}; \
          trap - EXIT HUP INT TERM PIPE;"
     )
 }

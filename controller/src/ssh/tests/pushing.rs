@@ -164,7 +164,7 @@ async fn login_scripts_that_print_do_no_harm() {
 #[tokio::test]
 async fn an_architecture_without_an_agent_is_named_before_anything_changes() {
     let (sshd, session) = session(SUDO).await;
-    sshd.program("uname", "#!/bin/sh\ncase $1 in -s) echo Linux;; *) echo riscv64;; esac\n");
+    sshd.program("uname", "#!/bin/sh\ncase $1 in -sm) echo Linux riscv64;; *) echo riscv64;; esac\n");
     for agents in [
         agents(&sshd, ECHO),
         Agents::new(vec![agent(&sshd, ECHO, "x86_64"), agent(&sshd, ECHO, "aarch64")]).in_folder(text(&folder(&sshd))),
