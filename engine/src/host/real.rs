@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
@@ -27,6 +27,9 @@ use crate::{diag, modules::Failure};
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
+/// Asked again so shortly after, and with nothing changed or run between, the files of users and groups count as unchanged.
+const RECENT: Duration = Duration::from_millis(20);
+
 /// How long `systemctl show` and `dpkg-query` may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -40,6 +43,8 @@ pub struct Real {
 #[derive(Debug, Default)]
 struct Names {
     stamp: Option<[Stamp; 2]>,
+    /// When the stamp was found to be true, unless something was changed since.
+    checked: Option<Instant>,
     users: Vec<User>,
     groups: Vec<Group>,
     by_uid: HashMap<u32, String>,
@@ -56,9 +61,12 @@ impl Real {
     }
 
     fn names(&self) -> io::Result<MutexGuard<'_, Names>> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.checked.is_some_and(|at| at.elapsed() < RECENT) {
+            return Ok(names);
+        }
         let stamp = |path| fs::metadata(path).map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
         let stamps = Some([stamp(PASSWD)?, stamp(GROUP)?]);
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if names.stamp != stamps {
             names.users = parse_passwd(&fs::read(PASSWD)?);
             names.groups = parse_group(&fs::read(GROUP)?);
@@ -67,7 +75,13 @@ impl Real {
             names.by_gid = names.groups.iter().rev().filter_map(|g| Some((g.gid?, g.name.clone()))).collect();
             names.stamp = stamps;
         }
+        names.checked = Some(Instant::now());
         Ok(names)
+    }
+
+    /// What may have changed users and groups lets nobody see the old ones.
+    fn changing(&mut self) {
+        self.names.get_mut().unwrap_or_else(PoisonError::into_inner).checked = None;
     }
 
     /// Names, or numbers where nobody has the number or the files cannot be read.
@@ -326,13 +340,15 @@ impl Write for Real {
     }
 
     fn write(&mut self, path: &Path, content: &[u8], attrs: &Attrs, validate: Option<&str>) -> Result<(), Failure> {
-        atomic::put(path, &self.ids(attrs)?, validate, &mut |out| {
-            out.write_all(content).map_err(|e| explain("write", path, &e))
-        })
+        let ids = self.ids(attrs)?;
+        self.changing();
+        atomic::put(path, &ids, validate, &mut |out| out.write_all(content).map_err(|e| explain("write", path, &e)))
     }
 
     fn receive(&mut self, path: &Path, attrs: &Attrs, fill: Fill<'_>) -> Result<bool, Failure> {
-        atomic::put(path, &self.ids(attrs)?, None, fill).map(|()| true)
+        let ids = self.ids(attrs)?;
+        self.changing();
+        atomic::put(path, &ids, None, fill).map(|()| true)
     }
 
     fn mkdir(&mut self, path: &Path, attrs: &Attrs) -> Result<(), Failure> {
@@ -344,14 +360,17 @@ impl Write for Real {
     }
 
     fn symlink(&mut self, target: &Path, path: &Path) -> Result<(), Failure> {
+        self.changing();
         atomic::link(path, |temp| std::os::unix::fs::symlink(target, temp))
     }
 
     fn hard_link(&mut self, target: &Path, path: &Path) -> Result<(), Failure> {
+        self.changing();
         atomic::link(path, |temp| fs::hard_link(target, temp))
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> Result<(), Failure> {
+        self.changing();
         let (parent, _) = atomic::place(to)?;
         fs::rename(from, to).map_err(|e| explain(&format!("rename {} to", from.display()), to, &e))?;
         atomic::sync_folder(parent)?;
@@ -362,6 +381,7 @@ impl Write for Real {
     }
 
     fn remove(&mut self, path: &Path) -> Result<(), Failure> {
+        self.changing();
         atomic::remove(path)
     }
 
@@ -372,7 +392,9 @@ impl Write for Real {
     }
 
     fn run(&mut self, command: &Command, _effects: &[Effect]) -> Result<Ran, Failure> {
-        exec::run(command).map(Ran::Done)
+        let ran = exec::run(command);
+        self.changing();
+        ran.map(Ran::Done)
     }
 }
 
