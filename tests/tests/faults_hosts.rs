@@ -1,9 +1,10 @@
 //! Hosts that are ill: full and read-only disks, folders where files should be, mirrors that fail, agents that cannot run,
 //! hosts that are down. Each is told on its own host, with a reason; the others finish; and the next run repairs.
 
+use std::process::Command;
 use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Said, program, run};
 
 const LIMIT: Duration = Duration::from_mins(2);
 
@@ -150,6 +151,16 @@ fn an_agent_that_cannot_run_there_is_told_and_leaves_nothing() {
     hosts.root(0, "umount /usr/local/lib/rollcall").ok();
     project.controller(["run", "site.yaml"]).ok();
     assert_eq!(hosts.read(0, "/srv/file"), "x");
+}
+
+#[test]
+fn the_agent_asks_for_no_newer_c_library_than_the_manual_says() {
+    let said = run(Command::new("objdump").arg("-T").arg(program("agent")), LIMIT).ok();
+    let version = regex::Regex::new(r"\bGLIBC_2\.(\d+)").expect("a pattern");
+    let asked: Vec<u32> =
+        version.captures_iter(&said.out).map(|found| found[1].parse().expect("at most a few digits")).collect();
+    // Debian 12, Ubuntu 22.04, Amazon Linux 2023, RHEL 9 have it: docs/ssh.md.
+    assert!(!asked.is_empty() && asked.iter().all(|minor| *minor <= 34), "glibc 2.{:?}", asked.iter().max());
 }
 
 #[test]
