@@ -103,8 +103,8 @@ fn install_script(folder: &str, hash: &str, codec: Codec, size: usize) -> String
          echo \"{MARK} begin\"; \
          mkdir -p $D && chmod u=rwx,go=rx,g-s $D || fail folder; \
          test -O $D || chown $(id -u):$(id -g) $D || fail folder; \
-         for f in $D/.agent-*; do if test -e \"$f\"; then \
-         test \"${{f##*.}}\" != $$ && kill -0 \"${{f##*.}}\" 2>/dev/null || rm -f \"$f\"; fi; done; \
+         for f in $D/.agent-*; do case \"${{f##*.}}\" in $$) rm -f \"$f\";; \
+         *) if test -e \"$f\"; then kill -0 \"${{f##*.}}\" 2>/dev/null || rm -f \"$f\"; fi;; esac; done; \
          set -C; head -c {size} | {unpack} > $T || fail write; set +C; \
          test \"$(sha256sum < $T)\" = \"{hash}  -\" || fail hash; \
          chmod 0755 $T || fail mode; \
