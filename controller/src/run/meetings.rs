@@ -37,6 +37,11 @@ impl Meetings {
         }
     }
 
+    /// True if no host waits at any place: the usual case, asked after every message.
+    pub(crate) fn nobody_waits(&self) -> bool {
+        self.places.values().all(|place| place.waiting.is_empty())
+    }
+
     /// Who may go on. `live` are the hosts at work, `blocked` those of them that wait for other hosts, here or elsewhere.
     pub(crate) fn settle(&mut self, live: &[usize], blocked: &HashSet<usize>) -> Vec<(Waiter, Names)> {
         for place in self.places.values_mut().filter(|place| !place.waiting.is_empty()) {

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+pub(super) use crate::template::truthy;
+
 /// `str(value)`.
 pub(super) fn text(value: &Value) -> String {
     match value {
@@ -45,18 +47,6 @@ fn quoted(text: &str) -> String {
     }
     out.push(quote);
     out
-}
-
-/// Python's truth.
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(s) => !s.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-    }
 }
 
 #[cfg(test)]

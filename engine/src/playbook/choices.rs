@@ -10,25 +10,6 @@ use super::{
 };
 use crate::{diag::Diagnostic, node::Node, template};
 
-impl Named {
-    /// The same use of another role.
-    fn for_choice(&self, name: String) -> Self {
-        Self {
-            name,
-            span: self.span,
-            params: self.params.clone(),
-            vars: self.vars.clone(),
-            tasks_from: self.tasks_from.clone(),
-            vars_from: self.vars_from.clone(),
-            defaults_from: self.defaults_from.clone(),
-            handlers_from: self.handlers_from.clone(),
-            public: self.public,
-            validate: self.validate,
-            once: self.once,
-        }
-    }
-}
-
 impl State<'_> {
     /// True for a name that only the host can make: of facts, results, loop variables, variables of the inventory.
     pub(super) fn is_picked(&mut self, name: &Node) -> bool {
@@ -52,7 +33,7 @@ impl State<'_> {
             if !pattern.is_match(&candidate) {
                 continue;
             }
-            let named = used.for_choice(candidate.clone());
+            let named = Named { name: candidate.clone(), ..used.clone() };
             if !self.may_use(&named, cx) {
                 continue;
             }

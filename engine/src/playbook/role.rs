@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A role as it is named somewhere.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) span: Span,

@@ -82,7 +82,11 @@ impl Seen {
 
 /// `hostvars` before the run.
 pub(super) fn before(context: &Context, asked: &Arc<BTreeSet<String>>) -> Var {
-    let hosts = HostVars {
+    var(known_before(context, asked))
+}
+
+fn known_before(context: &Context, asked: &Arc<BTreeSet<String>>) -> HostVars {
+    HostVars {
         inventory: Arc::clone(&context.shared.hostvars),
         taking_part: Arc::clone(&context.shared.taking_part),
         set_by: Arc::clone(&context.bundle.others.set_by),
@@ -92,7 +96,10 @@ pub(super) fn before(context: &Context, asked: &Arc<BTreeSet<String>>) -> Var {
         asked: Arc::clone(asked),
         others: None,
         running: false,
-    };
+    }
+}
+
+fn var(hosts: HostVars) -> Var {
     Var { binding: Binding::Hosts(Arc::new(hosts)), origin: Span::NONE, layer: Layer::Magic }
 }
 
@@ -128,12 +135,9 @@ impl Runner<'_> {
     pub(super) fn hostvars(&self) -> Option<Var> {
         self.context.init.shared.as_ref()?;
         let seen = &self.state.others;
-        let Var { binding: Binding::Hosts(hosts), origin, layer } = before(self.context, &seen.asked) else {
-            return None;
-        };
         let own = Arc::clone(&self.state.registered);
-        let hosts = HostVars { own, others: seen.answered.clone(), running: true, ..(*hosts).clone() };
-        Some(Var { binding: Binding::Hosts(Arc::new(hosts)), origin, layer })
+        let before = known_before(self.context, &seen.asked);
+        Some(var(HostVars { own, others: seen.answered.clone(), running: true, ..before }))
     }
 
     /// Something was set: other hosts may ask for it.

@@ -44,10 +44,15 @@ impl Runner<'_> {
 
     /// `meta` tasks: nothing is told of them.
     fn when_then(&mut self, play: &Play, task: &Task, then: impl FnOnce(&mut Self, &Play) -> Flow) -> Flow {
+        self.once_met(play, task, |runner| runner.when_met(play, task, then))
+    }
+
+    /// Goes on with a task when the other hosts that it asks for have come as far.
+    fn once_met(&mut self, play: &Play, task: &Task, then: impl FnOnce(&mut Self) -> Flow) -> Flow {
         self.state.others.enter(task.id);
         let flow = match self.meet(task) {
             Ok(Met::Waited) if self.link.stopped().is_some() => Flow::Stopped,
-            Ok(_) => self.when_met(play, task, then),
+            Ok(_) => then(self),
             Err(failure) => self.broken(play, task, failure),
         };
         self.state.others.leave();
@@ -122,14 +127,7 @@ impl Runner<'_> {
 
     /// Carries a task or handler out and tells its end.
     pub(super) fn run_task(&mut self, play: &Play, task: &Task, handler: bool) -> Flow {
-        self.state.others.enter(task.id);
-        let flow = match self.meet(task) {
-            Ok(Met::Waited) if self.link.stopped().is_some() => Flow::Stopped,
-            Ok(_) => self.run_met(play, task, handler),
-            Err(failure) => self.broken(play, task, failure),
-        };
-        self.state.others.leave();
-        flow
+        self.once_met(play, task, |runner| runner.run_met(play, task, handler))
     }
 
     /// A task whose other hosts have come as far.

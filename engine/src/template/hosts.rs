@@ -63,7 +63,7 @@ impl Object for One {
 
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
         match self.hosts.find(&self.host, key) {
-            Found::Inventory => values::below(self.hosts.inventory(), &self.host, key),
+            Found::Inventory => values::below(&self.hosts.inventory, &self.host, key),
             Found::Value(value) => Some(values::data(&value)),
             Found::Unknown(why) => {
                 self.session.fail(EvalError::Unknown(why));

@@ -39,6 +39,7 @@ use explain::Origin;
 use place::Place;
 pub use refs::{HostReferences, References};
 use session::{Failed, Session};
+pub(crate) use values::truthy;
 
 /// Why a value could not be had.
 #[derive(Clone, Debug, PartialEq)]

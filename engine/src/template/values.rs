@@ -363,6 +363,18 @@ fn plain_number(value: &Value) -> Option<Number> {
     Number::from_f64(f64::try_from(value.clone()).ok()?)
 }
 
+/// Python's truth.
+pub(crate) fn truthy(value: &Json) -> bool {
+    match value {
+        Json::Null => false,
+        Json::Bool(b) => *b,
+        Json::Number(n) => n.as_f64() != Some(0.0),
+        Json::String(s) => !s.is_empty(),
+        Json::Array(items) => !items.is_empty(),
+        Json::Object(map) => !map.is_empty(),
+    }
+}
+
 /// Text as Python writes it, as in Ansible: `True`, `['a', 1]`; nothing for `null`.
 pub(super) fn python_text(value: &Json) -> String {
     match value {

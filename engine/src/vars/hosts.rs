@@ -112,11 +112,6 @@ pub struct Absent {
 }
 
 impl HostVars {
-    /// The inventory's part.
-    pub fn inventory(&self) -> &Arc<Value> {
-        &self.inventory
-    }
-
     /// All hosts, in the inventory's order.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
         self.inventory.as_object().into_iter().flat_map(|hosts| hosts.keys()).map(String::as_str)

@@ -39,7 +39,7 @@ impl Dispatcher {
 
     /// Lets everybody go on who has nobody left to wait for. To be asked after everything that a host says or suffers.
     pub(super) fn meet(&mut self) {
-        loop {
+        while !self.meetings.nobody_waits() {
             let live = self.live();
             let free = self.meetings.settle(&live, &self.blocked);
             if free.is_empty() {

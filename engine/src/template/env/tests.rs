@@ -7,7 +7,7 @@ use minijinja::{
 use serde_json::Value as Json;
 
 use super::{
-    super::{filters, values},
+    super::{filters, values, values::truthy},
     plain_args, with_named, wrong,
 };
 
@@ -139,17 +139,6 @@ pub(super) fn register(env: &mut Environment<'static>) {
 
 fn defined(value: &Value) -> Result<(), Error> {
     if value.is_undefined() { Err(Error::from(ErrorKind::UndefinedError)) } else { Ok(()) }
-}
-
-fn truthy(value: &Json) -> bool {
-    match value {
-        Json::Null => false,
-        Json::Bool(b) => *b,
-        Json::Number(n) => n.as_f64() != Some(0.0),
-        Json::String(s) => !s.is_empty(),
-        Json::Array(items) => !items.is_empty(),
-        Json::Object(map) => !map.is_empty(),
-    }
 }
 
 fn text(value: &Json) -> Result<&str, String> {

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::{Args, Filter, kind, list_of, map_of, text_of};
-use crate::digest::hex;
+use crate::{digest::hex, template::truthy};
 
 pub(super) const FILTERS: &[Filter] = &[
     Filter::new(&["to_json"], &["ensure_ascii", "sort_keys", "indent"], to_json),
@@ -213,17 +213,6 @@ fn ternary(value: Value, args: &mut Args) -> Result<Value, String> {
         _ if truthy(&value) => yes,
         _ => no,
     })
-}
-
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(s) => !s.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-    }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the signature of the table")]
