@@ -89,13 +89,14 @@ fn dispatch(message: ToAgent, controller: &Arc<Controller>, steps: &mpsc::Sender
 /// A task of another host, delegated to this one: beside this host's own tasks.
 fn invoke(controller: &Controller, id: u64, call: &rollcall_engine::protocol::Call) {
     use rollcall_engine::{protocol::Reply, run::Link as _};
+    let secrets = controller.grants();
     let reply = if call.user == process_user() {
         let facts = facts::gather(&Real::new());
         let mut real = Real::new();
         if call.check {
-            rollcall_engine::run::carry_out(call, &facts, &mut Overlay::new(&real))
+            rollcall_engine::run::carry_out(call, &facts, secrets, &mut Overlay::new(&real))
         } else {
-            rollcall_engine::run::carry_out(call, &facts, &mut real)
+            rollcall_engine::run::carry_out(call, &facts, secrets, &mut real)
         }
     } else {
         controller.as_user(call).unwrap_or_else(Reply::Failed)

@@ -10,6 +10,7 @@ use rollcall_engine::{
     host::{Read as _, overlay::Overlay, real::Real},
     modules::Failure,
     protocol::{Call, Frame, Reply},
+    secrets::grants,
 };
 use serde_json::Value;
 
@@ -119,9 +120,9 @@ pub(crate) fn run(user: &str) -> anyhow::Result<ExitCode> {
         let call: Call = frame.message()?;
         let mut real = Real::new();
         let reply = if call.check {
-            rollcall_engine::run::carry_out(&call, &facts, &mut Overlay::new(&real))
+            rollcall_engine::run::carry_out(&call, &facts, grants::nobody(), &mut Overlay::new(&real))
         } else {
-            rollcall_engine::run::carry_out(&call, &facts, &mut real)
+            rollcall_engine::run::carry_out(&call, &facts, grants::nobody(), &mut real)
         };
         Frame::json(&reply)?.write(&mut output)?;
     }

@@ -26,6 +26,8 @@ pub mod protocol;
 pub mod roles;
 /// Carrying out plays on the host.
 pub mod run;
+/// Secrets: names, owners, stores.
+pub mod secrets;
 /// Expressions and templates.
 pub mod template;
 /// Variables.

@@ -264,7 +264,10 @@ pub(crate) fn call(module: &str, args: Value) -> Invocation {
 pub(crate) fn plan(host: &dyn Read, module: &str, args: Value) -> Result<Plan, Failure> {
     let facts = json!({"os": {"family": "debian"}, "arch": "x86_64"});
     let definition = find(module).unwrap();
-    (definition.plan)(&call(definition.name, args), &Cx { host, facts: &facts })
+    (definition.plan)(
+        &call(definition.name, args),
+        &Cx { host, facts: &facts, secrets: crate::secrets::grants::nobody() },
+    )
 }
 
 /// Plans and applies.

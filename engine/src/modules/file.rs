@@ -325,7 +325,11 @@ mod tests {
         let mut overlay = Overlay::new(&base);
         overlay.mark_uncertain();
         let call = testing::call(&DEFINITION, json!({"path": "/no/such/file", "state": "file"}), None);
-        let Plan::Change(change) = plan(&call, &Cx { host: &overlay, facts: &facts }).unwrap() else { panic!() };
+        let Plan::Change(change) =
+            plan(&call, &Cx { host: &overlay, facts: &facts, secrets: crate::secrets::grants::nobody() }).unwrap()
+        else {
+            panic!()
+        };
         assert!(change.apply(&mut overlay).unwrap().unknown);
     }
 }

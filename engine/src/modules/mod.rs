@@ -6,12 +6,15 @@
 //!
 //! To add a module: a file here with `args!` and a `pub const DEFINITION`, a line in [`DEFINITIONS`], tests in the file.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::host::{Read, Write};
+use crate::{
+    host::{Read, Write},
+    secrets::grants::Grants,
+};
 
 mod apt;
 mod archive;
@@ -228,6 +231,8 @@ pub struct Cx<'a> {
     pub host: &'a dyn Read,
     /// The run's architecture and such facts as modules need (`facts.os.family`, `facts.arch`).
     pub facts: &'a Value,
+    /// Who answers for secrets and certificates.
+    pub secrets: &'a Arc<dyn Grants>,
 }
 
 impl std::fmt::Debug for Cx<'_> {

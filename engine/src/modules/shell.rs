@@ -86,7 +86,11 @@ mod tests {
         let mut inv = call("shell", json!({"cmd": "printf \"$GREETING\" | tr a-z A-Z; exit 4"}));
         inv.environment = vec![("GREETING".into(), "hello".into())];
         let facts = json!({});
-        let plan = (find("shell").unwrap().plan)(&inv, &Cx { host: &real, facts: &facts }).unwrap();
+        let plan = (find("shell").unwrap().plan)(
+            &inv,
+            &Cx { host: &real, facts: &facts, secrets: crate::secrets::grants::nobody() },
+        )
+        .unwrap();
         let Plan::Change(change) = plan else { panic!() };
         let failure = change.apply(&mut real).unwrap_err();
         assert_eq!((&failure.data["stdout"], &failure.data["rc"]), (&json!("HELLO"), &json!(4)));

@@ -294,7 +294,9 @@ mod tests {
         let new = folder.path().join("new");
         overlay.write(&new, b"planned", &Attrs { mode: Some(0o750), ..Attrs::default() }, None).unwrap();
         let call = testing::call(&DEFINITION, json!({"path": new}), None);
-        let Plan::Unchanged(outcome) = plan(&call, &Cx { host: &overlay, facts: &json!({}) }).unwrap() else {
+        let Plan::Unchanged(outcome) =
+            plan(&call, &Cx { host: &overlay, facts: &json!({}), secrets: crate::secrets::grants::nobody() }).unwrap()
+        else {
             panic!("stat changes nothing")
         };
         let planned = outcome.data["stat"].as_object().unwrap();

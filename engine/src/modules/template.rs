@@ -83,7 +83,11 @@ mod tests {
         assert!(
             plan(
                 &testing::call(&DEFINITION, json!({"src": "a", "dest": "/x"}), None),
-                &Cx { host: &crate::host::real::Real::new(), facts: &json!({}) }
+                &Cx {
+                    host: &crate::host::real::Real::new(),
+                    facts: &json!({}),
+                    secrets: crate::secrets::grants::nobody()
+                }
             )
             .is_err()
         );

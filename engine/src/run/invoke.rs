@@ -1,6 +1,6 @@
 //! A module's call: its arguments rendered, its content fetched, carried out here, as another user, or elsewhere.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, Value, json};
 
@@ -16,6 +16,7 @@ use crate::{
     node::{Kind, Node},
     playbook::model::{Expr, Play, Task},
     protocol::{Answer, Ask, Call, Reply},
+    secrets::grants::Grants,
     template::{self, EvalError},
     vars::{Layer, Scope, Var},
 };
@@ -174,13 +175,13 @@ impl Runner<'_> {
         }
         if check && !self.context.init.check {
             let overlay = crate::host::overlay::Overlay::new(&*self.real);
-            return plan_and_apply(definition, &invocation, &self.context.facts, &mut { overlay });
+            return plan_and_apply(definition, &invocation, &self.context.facts, self.link.grants(), &mut { overlay });
         }
-        let facts = std::sync::Arc::clone(&self.context.facts);
+        let facts = Arc::clone(&self.context.facts);
         let planned = {
             let host = if check { self.host.as_read() } else { self.real.as_read() };
             let host = if self.context.init.check && !check { self.real.as_read() } else { host };
-            (definition.plan)(&invocation, &Cx { host, facts: &facts })
+            (definition.plan)(&invocation, &Cx { host, facts: &facts, secrets: self.link.grants() })
         };
         let change = match planned {
             Ok(Plan::Unchanged(outcome)) => return Attempt::Done(outcome, Vec::new()),
@@ -253,11 +254,11 @@ fn needs_user(definition: &modules::Definition) -> bool {
 }
 
 /// Plans and applies a call on a machine: for workers, delegated calls and forced checks.
-pub fn carry_out(call: &Call, facts: &Value, host: &mut dyn crate::host::Write) -> Reply {
+pub fn carry_out(call: &Call, facts: &Value, secrets: &Arc<dyn Grants>, host: &mut dyn crate::host::Write) -> Reply {
     let Some(definition) = modules::find(&call.invocation.module) else {
         return Reply::Failed(Failure::new(format!("there is no module '{}'", call.invocation.module)));
     };
-    match plan_and_apply(definition, &call.invocation, facts, host) {
+    match plan_and_apply(definition, &call.invocation, facts, secrets, host) {
         Attempt::Done(outcome, diffs) => Reply::Done { outcome, diffs },
         Attempt::Failed(failure, _) => Reply::Failed(failure),
         Attempt::Unknown(why) | Attempt::Skipped(why) => Reply::Failed(Failure::new(why)),
@@ -268,9 +269,10 @@ fn plan_and_apply(
     definition: &modules::Definition,
     invocation: &Invocation,
     facts: &Value,
+    secrets: &Arc<dyn Grants>,
     host: &mut dyn crate::host::Write,
 ) -> Attempt {
-    match (definition.plan)(invocation, &Cx { host: host.as_read(), facts }) {
+    match (definition.plan)(invocation, &Cx { host: host.as_read(), facts, secrets }) {
         Ok(Plan::Unchanged(outcome)) => Attempt::Done(outcome, Vec::new()),
         Ok(Plan::Change(change)) => {
             let diffs = if invocation.diff { change.diffs() } else { Vec::new() };

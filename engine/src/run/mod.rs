@@ -14,6 +14,7 @@ use crate::{
     modules::Failure,
     playbook::model::{Block, Bundle, Item, Play},
     protocol::{Answer, Ask, Call, Event, EventKind, Go, Init, PlayEnd, Reply, Shared, TaskResult},
+    secrets::grants::{self, Grants},
     vars::{Vars, hosts::Known},
 };
 
@@ -46,6 +47,10 @@ pub trait Link: Send + Sync {
     fn blob(&self, hash: &str) -> Result<Vec<u8>, Failure>;
     /// Tasks of other hosts ask for something that was set now.
     fn keep(&self, name: &str, known: Known);
+    /// Who answers modules for secrets and certificates.
+    fn grants(&self) -> &Arc<dyn Grants> {
+        grants::nobody()
+    }
     /// Carries a call out as another user of this machine.
     fn as_user(&self, call: &Call) -> Result<Reply, Failure>;
 }

@@ -51,13 +51,13 @@ impl Dispatcher {
         let Some(link) = self.hosts[host].link.clone() else { return };
         // A thread of its own: modules block.
         std::thread::spawn(move || {
-            use rollcall_engine::{facts, host::overlay::Overlay, host::real::Real, run::carry_out};
+            use rollcall_engine::{facts, host::overlay::Overlay, host::real::Real, run::carry_out, secrets::grants};
             let facts = facts::gather(&Real::new());
             let mut real = Real::new();
             let reply = if call.check {
-                carry_out(&call, &facts, &mut Overlay::new(&real))
+                carry_out(&call, &facts, grants::nobody(), &mut Overlay::new(&real))
             } else {
-                carry_out(&call, &facts, &mut real)
+                carry_out(&call, &facts, grants::nobody(), &mut real)
             };
             let answer = ToAgent::Answer { id, answer: Answer::Reply(Box::new(reply)) };
             if let Ok(bytes) = encode(&answer) {

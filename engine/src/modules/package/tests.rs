@@ -165,6 +165,8 @@ fn bad_input_is_refused() {
     assert!(error(json!({"name": "x", "upgrade": "dist"})).hint.unwrap().contains("dist-upgrade"));
     let facts = json!({"os": {"family": "redhat"}});
     let inv = crate::modules::fake::call("package", json!({"name": "x"}));
-    let failure = (DEFINITION.plan)(&inv, &Cx { host: &fake, facts: &facts }).unwrap_err();
+    let failure =
+        (DEFINITION.plan)(&inv, &Cx { host: &fake, facts: &facts, secrets: crate::secrets::grants::nobody() })
+            .unwrap_err();
     assert!(failure.message.contains("apt only"));
 }

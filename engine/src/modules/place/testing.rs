@@ -18,7 +18,10 @@ pub(crate) fn call(definition: &Definition, args: Value, content: Option<Content
 pub(crate) fn run(definition: &Definition, invocation: &Invocation) -> Result<(Outcome, Vec<Diff>), Failure> {
     let facts = json!({});
     let step = |host: &mut dyn Write| {
-        let plan = (definition.plan)(invocation, &Cx { host: host.as_read(), facts: &facts })?;
+        let plan = (definition.plan)(
+            invocation,
+            &Cx { host: host.as_read(), facts: &facts, secrets: crate::secrets::grants::nobody() },
+        )?;
         match plan {
             Plan::Unchanged(outcome) => Ok((outcome, Vec::new())),
             Plan::Change(change) => {

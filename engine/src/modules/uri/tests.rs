@@ -97,7 +97,12 @@ fn the_tasks_proxies_are_taken_where_they_are_meant() {
         let args = json!({"url": url, "return_content": true, "use_proxy": use_proxy});
         let mut call = crate::modules::fake::call("uri", args);
         call.environment = vec![("http_proxy".into(), proxy.url("")), ("NO_PROXY".into(), except.into())];
-        match super::plan(&call, &Cx { host: &Fake::new(), facts: &json!({}) }).unwrap() {
+        match super::plan(
+            &call,
+            &Cx { host: &Fake::new(), facts: &json!({}), secrets: crate::secrets::grants::nobody() },
+        )
+        .unwrap()
+        {
             Plan::Unchanged(outcome) => outcome.data["content"].clone(),
             Plan::Change(change) => panic!("{change:?}"),
         }

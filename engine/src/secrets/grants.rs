@@ -1,0 +1,92 @@
+//! What a host asks of who answers it: secrets by name, signatures on certificates. The same for a run over SSH, where the
+//! controller answers, and for first boot, where a server does.
+
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Name, Secret};
+
+/// Who answers a host.
+pub trait Grants: fmt::Debug + Send + Sync {
+    /// The value of a secret that the host may read; made if it is one that Rollcall makes. Blocks.
+    fn secret(&self, name: &Name) -> Result<Secret, GrantError>;
+
+    /// A certificate for a key that the host keeps. Blocks.
+    fn sign(&self, request: &SignRequest) -> Result<Issued, GrantError>;
+}
+
+/// What a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Product {
+    /// Consul's agent.
+    Consul,
+    /// Nomad's agent.
+    Nomad,
+}
+
+/// A wish for a certificate. It names nothing but the key: which names the certificate gets is up to who signs, who knows the
+/// host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignRequest {
+    /// What for.
+    pub product: Product,
+    /// PKCS #10 in PEM; its signature proves that the host has the key.
+    pub csr: String,
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// The leaf, PEM.
+    pub certificate: String,
+    /// The authority's, PEM.
+    pub authority: String,
+}
+
+/// Why a host did not get what it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum GrantError {
+    /// Check mode: it is not there yet, and a check makes nothing.
+    #[error("{0}")]
+    NotYet(String),
+    /// It was refused, or the store could not be asked.
+    #[error("{why}")]
+    Refused {
+        /// The reason.
+        why: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+}
+
+impl GrantError {
+    /// A refusal.
+    pub fn refused(why: impl Into<String>) -> Self {
+        Self::Refused { why: why.into(), hint: None }
+    }
+}
+
+/// Nobody answers.
+#[derive(Debug)]
+struct Nobody;
+
+impl Grants for Nobody {
+    fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
+        Err(GrantError::refused(format!("there is nobody to ask for the secret '{name}'")))
+    }
+
+    fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
+        Err(GrantError::refused("there is nobody to ask for a certificate"))
+    }
+}
+
+/// Where nobody answers: every question is refused.
+pub fn nobody() -> &'static Arc<dyn Grants> {
+    static NOBODY: LazyLock<Arc<dyn Grants>> = LazyLock::new(|| Arc::new(Nobody));
+    &NOBODY
+}

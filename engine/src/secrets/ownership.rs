@@ -1,0 +1,284 @@
+//! The ownership table: every secret that Rollcall makes, who makes it, who may read it, what rotates it.
+//!
+//! It is the one place that decides. Who answers hosts asks it before the store; the policies for the stores and the table of
+//! the manual are made from it. A name that it does not have is the user's own, and is read by the hosts that the project
+//! grants it to.
+
+use std::fmt;
+
+use super::Name;
+
+/// A host, as who answers it knows it: never as it calls itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// Its name in the inventory, which is the name of its node.
+    pub host: &'a str,
+    /// Its groups.
+    pub groups: &'a [String],
+}
+
+/// A kind of host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Of the group `consul_servers`.
+    ConsulServer,
+    /// Of the group `consul_clients`.
+    ConsulClient,
+    /// Of the group `nomad_servers`.
+    NomadServer,
+    /// Of the group `nomad_clients`.
+    NomadClient,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ConsulServer, Self::ConsulClient, Self::NomadServer, Self::NomadClient];
+
+    /// The group of its hosts.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::ConsulServer => "consul_servers",
+            Self::ConsulClient => "consul_clients",
+            Self::NomadServer => "nomad_servers",
+            Self::NomadClient => "nomad_clients",
+        }
+    }
+}
+
+/// How a value comes about that nobody has given yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// A random UUID: what Consul and Nomad take as a token's secret.
+    Uuid,
+    /// 32 random bytes in base64: what both take as a gossip key.
+    GossipKey,
+    /// The cluster's issuer, with its certificate.
+    Issuer,
+    /// Written when a cluster has been formed for the first time.
+    Mark,
+}
+
+/// Who may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// No host: it stays with who answers them.
+    Nobody,
+    /// Every host of one of these roles.
+    Roles(&'static [Role]),
+    /// The host whose name is the name's last part, if it has one of these roles.
+    Own(&'static [Role]),
+    /// Like `Own`, and every host of the roles of the second list, which make it known to the product.
+    OwnAnd(&'static [Role], &'static [Role]),
+}
+
+/// A line of the table.
+#[derive(Debug)]
+pub struct Rule {
+    /// The name; a part `*` stands for the name of a node.
+    pub pattern: &'static str,
+    /// What it is.
+    pub what: &'static str,
+    /// How it is made.
+    pub maker: Maker,
+    /// Who may read it.
+    pub readers: Readers,
+    /// What rotates it.
+    pub rotation: &'static str,
+}
+
+use Role::{ConsulClient, ConsulServer, NomadClient, NomadServer};
+
+const CONSUL: &[Role] = &[ConsulServer, ConsulClient];
+const NOMAD: &[Role] = &[NomadServer, NomadClient];
+
+/// The table.
+pub const TABLE: &[Rule] = &[
+    Rule {
+        pattern: "ca/key",
+        what: "private key of the cluster's certificate authority",
+        maker: Maker::Issuer,
+        readers: Readers::Nobody,
+        rotation: "by hand: a new authority is a new cluster's",
+    },
+    Rule {
+        pattern: "ca/certificate",
+        what: "certificate of the cluster's certificate authority (no secret, but one with its key)",
+        maker: Maker::Issuer,
+        readers: Readers::Roles(&Role::ALL),
+        rotation: "with its key",
+    },
+    Rule {
+        pattern: "consul/gossip",
+        what: "Consul's gossip key",
+        maker: Maker::GossipKey,
+        readers: Readers::Roles(CONSUL),
+        rotation: "controller rotate gossip",
+    },
+    Rule {
+        pattern: "consul/management",
+        what: "Consul's bootstrap token: may do everything",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(&[ConsulServer]),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "consul/formed",
+        what: "when Consul's cluster was formed: with it, and no server alive, nothing is formed anew",
+        maker: Maker::Mark,
+        readers: Readers::Roles(&[ConsulServer]),
+        rotation: "never",
+    },
+    Rule {
+        pattern: "consul/token/agent/*",
+        what: "token of a node's Consul agent",
+        maker: Maker::Uuid,
+        readers: Readers::OwnAnd(CONSUL, &[ConsulServer]),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "consul/token/dns",
+        what: "token with which Consul agents answer DNS",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(CONSUL),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "consul/token/nomad/*",
+        what: "token with which a node's Nomad agent talks to Consul",
+        maker: Maker::Uuid,
+        readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "nomad/gossip",
+        what: "gossip key of Nomad's servers",
+        maker: Maker::GossipKey,
+        readers: Readers::Roles(&[NomadServer]),
+        rotation: "controller rotate gossip",
+    },
+    Rule {
+        pattern: "nomad/management",
+        what: "Nomad's bootstrap token: may do everything",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(&[NomadServer]),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "nomad/formed",
+        what: "when Nomad's cluster was formed: with it, and no server alive, nothing is formed anew",
+        maker: Maker::Mark,
+        readers: Readers::Roles(&[NomadServer]),
+        rotation: "never",
+    },
+];
+
+/// The first parts of names that are the table's alone: nobody else gives them a meaning.
+pub const RESERVED: [&str; 3] = ["ca", "consul", "nomad"];
+
+impl Rule {
+    /// The line of a name.
+    pub fn of(name: &Name) -> Option<&'static Self> {
+        TABLE.iter().find(|rule| rule.fits(name))
+    }
+
+    /// The node that a name of this line is about.
+    pub fn node<'n>(&self, name: &'n Name) -> Option<&'n str> {
+        self.pattern.split('/').zip(name.parts()).find(|(part, _)| *part == "*").map(|(_, node)| node)
+    }
+
+    fn fits(&self, name: &Name) -> bool {
+        let pattern: Vec<&str> = self.pattern.split('/').collect();
+        let parts: Vec<&str> = name.parts().collect();
+        pattern.len() == parts.len() && pattern.iter().zip(&parts).all(|(want, have)| *want == "*" || want == have)
+    }
+
+    /// True for a host that may read a name of this line.
+    pub fn grants(&self, name: &Name, reader: Reader<'_>) -> bool {
+        let has = |roles: &[Role]| roles.iter().any(|role| reader.groups.iter().any(|group| group == role.group()));
+        let own = || self.node(name) == Some(node_part(reader.host).as_str());
+        match self.readers {
+            Readers::Nobody => false,
+            Readers::Roles(roles) => has(roles),
+            Readers::Own(roles) => own() && has(roles),
+            Readers::OwnAnd(roles, others) => (own() && has(roles)) || has(others),
+        }
+    }
+}
+
+impl fmt::Display for Readers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups = |roles: &[Role]| roles.iter().map(|r| r.group()).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::Nobody => f.write_str("no host"),
+            Self::Roles(roles) => f.write_str(&groups(roles)),
+            Self::Own(roles) => write!(f, "the node itself ({})", groups(roles)),
+            Self::OwnAnd(roles, others) => write!(f, "the node itself ({}); {}", groups(roles), groups(others)),
+        }
+    }
+}
+
+/// A host's name as part of a secret's name. Names of hosts may hold capitals, which not every store tells apart.
+///
+/// Two hosts of one cluster whose names differ in that only would share their secrets: that such a pair is refused is up to
+/// who loads the inventory.
+pub fn node_part(host: &str) -> String {
+    host.to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(host: &str, groups: &[&str], name: &str) -> bool {
+        let groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
+        let name = Name::new(name).unwrap();
+        Rule::of(&name).is_some_and(|rule| rule.grants(&name, Reader { host, groups: &groups }))
+    }
+
+    #[test]
+    fn a_client_reads_nothing_that_is_not_its_own() {
+        let client = ["all", "consul_clients", "nomad_clients"];
+        for denied in [
+            "ca/key",
+            "consul/management",
+            "nomad/management",
+            "nomad/gossip",
+            "consul/token/agent/b",
+            "consul/token/nomad/b",
+        ] {
+            assert!(!may("a", &client, denied), "{denied}");
+        }
+        for granted in
+            ["ca/certificate", "consul/gossip", "consul/token/agent/a", "consul/token/dns", "consul/token/nomad/a"]
+        {
+            assert!(may("a", &client, granted), "{granted}");
+        }
+    }
+
+    #[test]
+    fn the_authoritys_key_is_read_by_no_host() {
+        let all: Vec<&str> = Role::ALL.iter().map(|r| r.group()).collect();
+        assert!(!may("a", &all, "ca/key"));
+        assert!(!may("a", &["all"], "ca/certificate"), "a host without a role has no certificates");
+    }
+
+    #[test]
+    fn servers_read_the_tokens_that_they_make_known() {
+        assert!(may("s", &["consul_servers"], "consul/token/agent/b"));
+        assert!(may("s", &["consul_servers"], "consul/token/nomad/b"));
+        assert!(!may("s", &["consul_servers"], "nomad/management"));
+        assert!(!may("s", &["nomad_servers"], "consul/management"));
+    }
+
+    #[test]
+    fn every_line_is_a_name_below_a_reserved_part() {
+        for rule in TABLE {
+            let name = Name::new(&rule.pattern.replace('*', "node")).unwrap();
+            assert!(RESERVED.contains(&name.parts().next().unwrap()), "{}", rule.pattern);
+            assert_eq!(Rule::of(&name).unwrap().pattern, rule.pattern);
+            assert_eq!(rule.node(&name), rule.pattern.contains('*').then_some("node"));
+        }
+        assert!(Rule::of(&Name::new("consul/token/agent/a/b").unwrap()).is_none());
+        assert!(may("Web-1", &["consul_clients"], "consul/token/agent/web-1"));
+    }
+}
