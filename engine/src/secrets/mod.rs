@@ -9,14 +9,17 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 #[cfg(feature = "stores")]
+pub mod aws;
+#[cfg(feature = "stores")]
 pub mod file;
 pub mod grants;
 #[cfg(feature = "stores")]
 pub mod open;
 pub mod ownership;
-#[cfg(feature = "stores")]
 pub mod probe;
 pub mod settings;
+#[cfg(feature = "stores")]
+pub mod vault;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;
