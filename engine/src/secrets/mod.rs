@@ -16,6 +16,7 @@ pub mod grants;
 #[cfg(feature = "stores")]
 pub mod open;
 pub mod ownership;
+pub mod policies;
 pub mod probe;
 pub mod settings;
 #[cfg(feature = "stores")]

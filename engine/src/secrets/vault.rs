@@ -390,7 +390,15 @@ impl SecretStore for VaultStore {
 
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError> {
         check_value(&self.store, name, value)?;
-        let answer = self.write(name, value, Some(0)).await?;
+        let answer = match self.write(name, value, Some(0)).await {
+            Ok(answer) => answer,
+            // Who may create, but not update, is refused where there is a value.
+            Err(denied @ StoreError::Denied { .. }) => {
+                let there = self.read(name).await.is_ok_and(|there| there.status.is_success());
+                return if there { Ok(Created::Exists) } else { Err(denied) };
+            }
+            Err(error) => return Err(error),
+        };
         if answer.status.is_success() {
             return Ok(Created::New);
         }
