@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use rollcall_engine::{
     diag::Sources,
     secrets::{
-        MAX_VALUE, Name, Secret, SecretStore, StoreError, open,
+        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, StoreError, open,
         ownership::{Maker, RESERVED, Rule},
     },
 };
@@ -92,6 +92,11 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
             let name = Name::new(&name)?;
             may_touch(&name, force)?;
             let value = read_value(&name, exact)?;
+            if !value.expose().is_empty() && value.expose().len() < MIN_VALUE {
+                bail!(
+                    "the value for '{name}' has fewer than {MIN_VALUE} bytes: it stands in other words too, and could not be kept out of what runs show; hint: choose a longer one"
+                );
+            }
             store.put(&name, &value).await.map_err(told)?;
             writeln!(out, "'{name}' is written to {}", store.describe())?;
         }
