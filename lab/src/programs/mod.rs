@@ -33,7 +33,7 @@ pub(crate) struct Recipe {
 }
 
 /// Every program of the lab.
-pub(crate) const RECIPES: [Recipe; 2] = [
+pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
         name: "consul",
         version: "1.22.2",
@@ -41,6 +41,14 @@ pub(crate) const RECIPES: [Recipe; 2] = [
         go_mod: include_str!("../../programs/consul/go.mod"),
         go_sum: include_str!("../../programs/consul/go.sum"),
         always: true,
+    },
+    Recipe {
+        name: "nomad",
+        version: "1.11.2",
+        package: "github.com/hashicorp/nomad",
+        go_mod: include_str!("../../programs/nomad/go.mod"),
+        go_sum: include_str!("../../programs/nomad/go.sum"),
+        always: false,
     },
     Recipe {
         name: "vault",
