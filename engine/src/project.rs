@@ -8,7 +8,10 @@ use std::{
 use crate::{
     diag::{Diagnostic, Diagnostics, Sources},
     node::{Fields, Kind, Node},
-    secrets::settings::{KINDS, Settings},
+    secrets::{
+        issuer::Own,
+        settings::{KINDS, Settings},
+    },
     yaml,
 };
 
@@ -195,7 +198,9 @@ impl Store {
             return None;
         };
         let store = Self { kind: kind.clone(), settings };
-        store.read(root, out).map(|_| store)
+        let before = out.0.len();
+        Own::read(&store, out);
+        store.read(root, out).filter(|_| out.0.len() == before).map(|_| store)
     }
 
     /// The settings; relative paths start at `root`, the project's folder.

@@ -13,17 +13,21 @@ pub mod aws;
 #[cfg(feature = "stores")]
 pub mod file;
 pub mod grants;
+pub mod issuer;
 #[cfg(feature = "stores")]
 pub mod open;
 pub mod ownership;
 pub mod policies;
 pub mod probe;
+pub mod redact;
 pub mod settings;
 #[cfg(feature = "stores")]
 pub mod vault;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;
+/// Bytes of a value at least: what is shorter stands in other words too, and could not be kept out of what is shown.
+pub const MIN_VALUE: usize = 6;
 /// Bytes of a name at most.
 pub const MAX_NAME: usize = 200;
 
