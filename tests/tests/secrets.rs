@@ -414,6 +414,51 @@ fn belongs(place: &str) -> bool {
 }
 
 #[test]
+fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
+    let ground = Ground::new();
+    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    ground.project.write("rollcall.yaml", &format!("{settings}store: {{type: file, path: s.age, lock_timeout: 1}}\n"));
+    ground.project.write("site.yaml", SITE);
+    let hold = || {
+        let line = "exec flock --no-fork s.age.lock sh -c 'touch held; exec sleep 600'";
+        let mut command = std::process::Command::new("sh");
+        let holder = rollcall_tests::Running::start(command.args(["-c", line]).current_dir(ground.project.path()));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !ground.project.path().join("held").exists() {
+            assert!(Instant::now() < until, "the lock is not taken");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::fs::remove_file(ground.project.path().join("held")).expect("it is there");
+        holder
+    };
+    // The agents are there, so that the runs below are soon where they ask.
+    ground.project.controller(["exec", "all", "--", "true"]).ok();
+    let begin = || {
+        let running = ground.project.start(["run", "site.yaml", "--json"]);
+        let until = Instant::now() + Duration::from_mins(2);
+        for host in 0..=CLIENT {
+            while ground.hosts.root(host, "pgrep --full '/usr/local/lib/rollcall/[a]gent-'").code != 0 {
+                assert!(Instant::now() < until, "the run does not begin");
+            }
+        }
+        std::thread::sleep(Duration::from_secs(8));
+        running
+    };
+    let (holder, running) = (hold(), begin());
+    running.signal("INT");
+    let said = running.wait(Duration::from_secs(40)).ends(130);
+    assert!(said.out.contains("\"waiting\"") && said.out.contains("the secrets store"), "{}", said.report());
+    for host in 0..=CLIENT {
+        ground.hosts.root(host, "test -e /etc/gossip").ends(1);
+    }
+    let running = begin();
+    drop(holder);
+    let said = running.wait(Duration::from_mins(2)).ok();
+    assert!(said.out.contains("the secrets store"), "{}", said.report());
+    assert_eq!(ground.gossip(0), ground.gossip(CLIENT));
+}
+
+#[test]
 fn a_controller_that_dies_after_it_made_a_value_has_lost_nothing() {
     let ground = Ground::new();
     ground.project.write("site.yaml", SITE);
