@@ -270,6 +270,7 @@ impl VaultStore {
     }
 
     fn keep(&self, token: Secret) -> Arc<Secret> {
+        super::redact::register(&token);
         let token = Arc::new(token);
         self.token.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&token));
         token
@@ -288,6 +289,7 @@ impl VaultStore {
             VaultAuth::TokenFile(file) => self.line(file),
             VaultAuth::AppRole { mount, role_id_file, secret_id_file } => {
                 let (role, secret) = (self.line(role_id_file)?, self.line(secret_id_file)?);
+                super::redact::register(&secret);
                 let body = json!({"role_id": role.expose(), "secret_id": secret.expose()});
                 let path = format!("auth/{mount}/login");
                 let answer = self.send(http, Method::POST, &path, Some(&body), None, Effect::None).await?;
