@@ -153,6 +153,11 @@ async fn vault_conforms() {
         Arc::new(VaultStore::new("kraken", &vault.address, vault_settings(vault.root_file())))
     };
     conforms(open, true).await;
+    let over_tls = || -> Arc<dyn SecretStore> {
+        let settings = settings::Vault { ca_file: Some(vault.ca_file()), ..vault_settings(vault.root_file()) };
+        Arc::new(VaultStore::new("tls", &vault.tls_address, settings))
+    };
+    conforms(over_tls, true).await;
     // An engine that wants every write to name the version before it.
     vault.api("POST", "secret/config", &json!({"cas_required": true})).await;
     let other = || -> Arc<dyn SecretStore> {
@@ -225,6 +230,16 @@ async fn vault_tells_what_is_wrong() {
     let error = throttled.await;
     assert!(matches!(error, StoreError::Unavailable { .. }) && told(&error).contains("no more calls"), "{error:?}");
     vault.api("DELETE", "sys/quotas/rate-limit/slow", &Value::Null).await;
+
+    let unknown_ca = VaultStore::new("kraken", &vault.tls_address, vault_settings(vault.root_file()));
+    let (got, put) = wrong(&unknown_ca).await;
+    for error in [got, put] {
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+        assert!(told(&error).contains("its certificate trusted?"), "{}", told(&error));
+    }
+    let no_ca = settings::Vault { ca_file: Some(vault.file("no-ca", "x")), ..vault_settings(vault.root_file()) };
+    let (got, _) = wrong(&VaultStore::new("kraken", &vault.tls_address, no_ca)).await;
+    assert!(told(&got).contains("no-ca holds no certificates"), "{}", told(&got));
 
     let nowhere = settings::Vault { mount: "nowhere".into(), ..vault_settings(vault.root_file()) };
     let (got, put) = wrong(&VaultStore::new("kraken", &vault.address, nowhere)).await;

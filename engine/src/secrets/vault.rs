@@ -242,6 +242,9 @@ impl VaultStore {
         let mut builder = reqwest::Client::builder()
             .timeout(self.settings.timeout)
             .connect_timeout(CONNECT_TIMEOUT.min(self.settings.timeout))
+            // A standby leads to the active server; never to one in the clear.
+            .redirect(reqwest::redirect::Policy::limited(3))
+            .https_only(self.address.starts_with("https:"))
             .default_headers(headers);
         if let Some(file) = &self.settings.ca_file {
             let pem = std::fs::read(file).map_err(|e| impossible(format!("cannot read {}: {e}", file.display())))?;
