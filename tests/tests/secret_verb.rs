@@ -175,6 +175,17 @@ async fn nothing_of_a_secret_is_logged_on_its_way_to_vault() {
     std::fs::write(ground.dir.path().join("rollcall.yaml"), settings).expect("it can be written");
     ground.shell("\"$controller\" secret probe").ok().says("the vault store").says("can be written");
     nothing_is_logged(&ground, &[token.trim()]);
+
+    // As every Vault program is told where to go.
+    std::fs::write(ground.dir.path().join("rollcall.yaml"), "cluster: kraken\nstore: vault\n")
+        .expect("it can be written");
+    ground.shell("\"$controller\" secret probe").ends(3).says("needs the server's address").says("rollcall.yaml:2:");
+    let address = format!("export VAULT_ADDR={}", vault.address);
+    ground.shell(&format!("{address}; \"$controller\" secret probe")).ends(1).says("VAULT_TOKEN is not set");
+    let both = format!("{address} VAULT_TOKEN={}", token.trim());
+    ground.shell(&format!("{both}; \"$controller\" secret probe")).ok().says("can be written");
+    let clear = "VAULT_ADDR=http://10.0.0.1:8200 \"$controller\" secret probe";
+    ground.shell(clear).ends(3).says("in the clear");
 }
 
 #[tokio::test(flavor = "multi_thread")]
