@@ -95,11 +95,6 @@ async fn dispatch(cli: Cli, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
 fn log(verbose: u8) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ROLLCALL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if verbose > 2 { "rollcall=debug" } else { "error" }));
-    // At its finest, the AWS client logs whole requests: values on their way to a store, and session tokens.
-    let filter = match "aws_smithy_runtime::client::orchestrator=debug".parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
-    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| redact::Scrubbed(std::io::stderr()))
