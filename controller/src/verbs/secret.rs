@@ -10,6 +10,7 @@ use rollcall_engine::{
     secrets::{
         MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, StoreError, open,
         ownership::{Maker, RESERVED, Rule},
+        redact,
     },
 };
 
@@ -92,11 +93,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
             let name = Name::new(&name)?;
             may_touch(&name, force)?;
             let value = read_value(&name, exact)?;
-            if !value.expose().is_empty() && value.expose().len() < MIN_VALUE {
-                bail!(
-                    "the value for '{name}' has fewer than {MIN_VALUE} bytes: it stands in other words too, and could not be kept out of what runs show; hint: choose a longer one"
-                );
-            }
+            redact::register(&value);
             store.put(&name, &value).await.map_err(told)?;
             writeln!(out, "'{name}' is written to {}", store.describe())?;
         }
@@ -172,6 +169,11 @@ fn read_value(name: &Name, exact: bool) -> anyhow::Result<Secret> {
         if text.ends_with('\r') {
             text.pop();
         }
+    }
+    if (1..MIN_VALUE).contains(&text.len()) {
+        bail!(
+            "the value is too short: with less than {MIN_VALUE} bytes it stands in other words too, and cannot be kept out of logs"
+        );
     }
     Ok(Secret::new(text))
 }
