@@ -12,18 +12,17 @@ use tokio::sync::OnceCell;
 
 use super::{Authority, Holder, LIFETIMES, PkiError, request};
 use crate::secrets::{
-    Created, Name, Secret, SecretStore, StoreError,
+    Created, Name, Secret, SecretStore,
     grants::{GrantError, Issued, Product, SignRequest},
+    issuer::{PATIENCE, Told, patient, refusal},
     ownership::{Reader, Role},
+    redact,
 };
 
 /// Where the authority is kept: its key, with its certificate in the same text.
 pub const KEY: &str = "ca/key";
 /// Its certificate alone, for those who may read no key.
 pub const CERTIFICATE: &str = "ca/certificate";
-
-/// How often a write is repeated of which nobody knows whether it happened.
-const TRIES: u32 = 4;
 
 /// A host, as who answers it knows it.
 #[derive(Clone, Copy, Debug)]
@@ -50,17 +49,23 @@ impl Issuer {
     }
 
     /// The authority. With `make` it is made if there is none; otherwise (a check) that is [`GrantError::NotYet`].
-    pub async fn authority(&self, make: bool, now: SystemTime) -> Result<&Authority, GrantError> {
-        self.authority.get_or_try_init(|| self.load(make, now)).await
+    pub async fn authority(&self, make: bool, now: SystemTime, told: Told<'_>) -> Result<&Authority, GrantError> {
+        self.authority.get_or_try_init(|| self.load(make, now, told)).await
     }
 
     /// The authority's certificate, PEM: the value of [`CERTIFICATE`].
-    pub async fn certificate(&self, make: bool, now: SystemTime) -> Result<Secret, GrantError> {
-        Ok(Secret::new(self.authority(make, now).await?.certificate().pem.clone()))
+    pub async fn certificate(&self, make: bool, now: SystemTime, told: Told<'_>) -> Result<Secret, GrantError> {
+        Ok(Secret::new(self.authority(make, now, told).await?.certificate().pem.clone()))
     }
 
     /// Signs what a host asks for, with the names that it may have.
-    pub async fn sign(&self, host: Host<'_>, request: &SignRequest, now: SystemTime) -> Result<Issued, GrantError> {
+    pub async fn sign(
+        &self,
+        host: Host<'_>,
+        request: &SignRequest,
+        now: SystemTime,
+        told: Told<'_>,
+    ) -> Result<Issued, GrantError> {
         let (server, client) = kinds(host.reader, request.product)?;
         let holder = Holder {
             product: request.product,
@@ -79,37 +84,39 @@ impl Issuer {
         let key = request::public_key(&request.csr).map_err(|e| refused(&e))?;
         // A wish that cannot be met makes no authority.
         holder.names().map_err(|e| refused(&e))?;
-        let authority = self.authority(true, now).await?;
+        let authority = self.authority(true, now, told).await?;
         let certificate = authority.sign(&key, &holder, lifetime, now).map_err(|e| refused(&e))?;
         Ok(Issued { certificate, authority: authority.certificate().pem.clone() })
     }
 
-    async fn load(&self, make: bool, now: SystemTime) -> Result<Authority, GrantError> {
-        let record = match read(&*self.store, KEY).await? {
+    async fn load(&self, make: bool, now: SystemTime, told: Told<'_>) -> Result<Authority, GrantError> {
+        let shelf = Shelf { store: &*self.store, told };
+        let record = match shelf.get(KEY).await? {
             Some(record) => record,
             None if !make => {
                 return Err(GrantError::NotYet(
                     "the cluster has no certificate authority yet: the run makes it".into(),
                 ));
             }
-            None => self.make(now).await?,
+            None => self.make(now, shelf).await?,
         };
+        redact::register(&key_of(&record));
         let authority = Authority::from_record(&record).map_err(|error| GrantError::Refused {
             why: format!("{}: '{KEY}' cannot be used: {}", self.store.describe(), error.chain()),
             hint: Some("docs/certificates.md tells what to do where the authority is lost".into()),
         })?;
         if make {
-            publish(&*self.store, &authority).await?;
+            shelf.publish(&authority).await?;
         }
         Ok(authority)
     }
 
     /// Of any number that make one at once, all use the one that the store took.
-    async fn make(&self, now: SystemTime) -> Result<Secret, GrantError> {
+    async fn make(&self, now: SystemTime, shelf: Shelf<'_>) -> Result<Secret, GrantError> {
         let made = Authority::make(&self.cluster, now).map_err(|e| refused(&e))?;
-        create(&*self.store, KEY, made.record()).await?;
+        shelf.create(KEY, made.record()).await?;
         let missing = || format!("{}: '{KEY}' was written, and is not there", self.store.describe());
-        read(&*self.store, KEY).await?.ok_or_else(|| GrantError::refused(missing()))
+        shelf.get(KEY).await?.ok_or_else(|| GrantError::refused(missing()))
     }
 }
 
@@ -137,13 +144,15 @@ pub async fn import(
     authority: &Authority,
     replace: bool,
     now: SystemTime,
+    told: Told<'_>,
 ) -> Result<bool, GrantError> {
+    let shelf = Shelf { store, told };
     authority.usable(now).map_err(|e| refused(&e))?;
-    if create(store, KEY, authority.record()).await? == Created::New {
-        publish(store, authority).await?;
+    if shelf.create(KEY, authority.record()).await? == Created::New {
+        shelf.publish(authority).await?;
         return Ok(false);
     }
-    let there = read(store, KEY).await?;
+    let there = shelf.get(KEY).await?;
     let same = there.as_ref().is_some_and(|record| record == authority.record());
     if !same && !replace {
         return Err(GrantError::Refused {
@@ -156,57 +165,60 @@ pub async fn import(
         });
     }
     if !same {
-        put(store, KEY, authority.record()).await?;
+        shelf.put(KEY, authority.record()).await?;
     }
-    publish(store, authority).await?;
+    shelf.publish(authority).await?;
     Ok(!same)
 }
 
 /// The authority of a store, if it has one.
-pub async fn find(store: &dyn SecretStore) -> Result<Option<Authority>, GrantError> {
-    let Some(record) = read(store, KEY).await? else { return Ok(None) };
+pub async fn find(store: &dyn SecretStore, told: Told<'_>) -> Result<Option<Authority>, GrantError> {
+    let Some(record) = (Shelf { store, told }).get(KEY).await? else { return Ok(None) };
     Authority::from_record(&record).map(Some).map_err(|e| refused(&e))
 }
 
-/// Makes the certificate known beside the key; the key's record decides.
-async fn publish(store: &dyn SecretStore, authority: &Authority) -> Result<(), GrantError> {
-    let pem = Secret::new(authority.certificate().pem.clone());
-    if read(store, CERTIFICATE).await?.as_ref() == Some(&pem) {
-        return Ok(());
+/// A store, asked until it answers or patience ends.
+#[derive(Clone, Copy)]
+struct Shelf<'a> {
+    store: &'a dyn SecretStore,
+    told: Told<'a>,
+}
+
+impl Shelf<'_> {
+    async fn get(self, name: &str) -> Result<Option<Secret>, GrantError> {
+        let name = known(name)?;
+        patient(PATIENCE, self.told, || self.store.get(&name)).await.map_err(refusal)
     }
-    put(store, CERTIFICATE, &pem).await
-}
 
-async fn read(store: &dyn SecretStore, name: &str) -> Result<Option<Secret>, GrantError> {
-    store.get(&known(name)?).await.map_err(|e| store_refused(&e))
-}
+    /// With the same value each time, so that it makes no difference whether a try of which nobody knows happened.
+    async fn create(self, name: &str, value: &Secret) -> Result<Created, GrantError> {
+        let name = known(name)?;
+        patient(PATIENCE, self.told, || self.store.create(&name, value)).await.map_err(refusal)
+    }
 
-async fn create(store: &dyn SecretStore, name: &str, value: &Secret) -> Result<Created, GrantError> {
-    let name = known(name)?;
-    let mut tries = 0;
-    loop {
-        match store.create(&name, value).await {
-            // With the same value, so that it makes no difference whether the one before happened.
-            Err(StoreError::Unknown { .. }) if tries < TRIES => pause(&mut tries).await,
-            other => return other.map_err(|e| store_refused(&e)),
+    async fn put(self, name: &str, value: &Secret) -> Result<(), GrantError> {
+        let name = known(name)?;
+        patient(PATIENCE, self.told, || self.store.put(&name, value)).await.map_err(refusal)
+    }
+
+    /// Makes the certificate known beside the key; the key's record decides.
+    async fn publish(self, authority: &Authority) -> Result<(), GrantError> {
+        let pem = Secret::new(authority.certificate().pem.clone());
+        let there = self.get(CERTIFICATE).await?;
+        if there.as_ref() == Some(&pem) {
+            return Ok(());
         }
-    }
-}
-
-async fn put(store: &dyn SecretStore, name: &str, value: &Secret) -> Result<(), GrantError> {
-    let name = known(name)?;
-    let mut tries = 0;
-    loop {
-        match store.put(&name, value).await {
-            Err(StoreError::Unknown { .. }) if tries < TRIES => pause(&mut tries).await,
-            other => return other.map_err(|e| store_refused(&e)),
+        if there.is_none() && self.create(CERTIFICATE, &pem).await? == Created::New {
+            return Ok(());
         }
+        if self.get(CERTIFICATE).await?.as_ref() == Some(&pem) { Ok(()) } else { self.put(CERTIFICATE, &pem).await }
     }
 }
 
-async fn pause(tries: &mut u32) {
-    *tries += 1;
-    tokio::time::sleep(Duration::from_millis(100 << *tries)).await;
+/// The part of a record that is to be seen nowhere.
+fn key_of(record: &Secret) -> Secret {
+    let text = record.expose();
+    Secret::new(text.split_once("-----BEGIN CERTIFICATE").map_or(text, |(key, _)| key))
 }
 
 fn known(name: &str) -> Result<Name, GrantError> {
@@ -215,12 +227,4 @@ fn known(name: &str) -> Result<Name, GrantError> {
 
 fn refused(error: &PkiError) -> GrantError {
     GrantError::Refused { why: error.chain(), hint: error.hint().map(str::to_owned) }
-}
-
-fn store_refused(error: &StoreError) -> GrantError {
-    let mut why = error.to_string();
-    if let Some(source) = std::error::Error::source(error) {
-        why.push_str(&format!(": {source}"));
-    }
-    GrantError::Refused { why, hint: error.hint().map(str::to_owned) }
 }

@@ -102,7 +102,7 @@ fn wish(csr: &str) -> SignRequest {
 fn sign(issuer: &Issuer, name: &str, groups: &[&str], request: &SignRequest) -> Result<Issued, GrantError> {
     let groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
     let host = Host { reader: Reader { host: name, groups: &groups }, address: "10.0.0.7" };
-    run(issuer.sign(host, request, now()))
+    run(issuer.sign(host, request, now(), &|_| {}))
 }
 
 fn leaf(authority: &Authority, holder: &Holder<'_>, lifetime: Duration, at: SystemTime) -> (request::Made, Leaf) {
@@ -393,7 +393,7 @@ fn of_many_that_make_an_authority_all_use_one() {
     let issuers: Vec<Issuer> = (0..20).map(|_| Issuer::new(store.clone(), "kraken")).collect();
     let found = run(async {
         let mut found = BTreeSet::new();
-        let asked = issuers.iter().map(|issuer| issuer.certificate(true, now()));
+        let asked = issuers.iter().map(|issuer| issuer.certificate(true, now(), &|_| {}));
         for certificate in asked.map(Box::pin).collect::<Vec<_>>() {
             found.insert(certificate.await.unwrap().expose().to_owned());
         }
@@ -402,12 +402,15 @@ fn of_many_that_make_an_authority_all_use_one() {
     assert_eq!(found.len(), 1);
     // A check makes none, and says so.
     let empty = Arc::new(Memory::default());
-    let checked = run(Issuer::new(empty.clone(), "k").certificate(false, now()));
+    let checked = run(Issuer::new(empty.clone(), "k").certificate(false, now(), &|_| {}));
     assert!(matches!(checked, Err(GrantError::NotYet(_))) && empty.values.lock().unwrap().is_empty());
     // A record that is damaged is never written over.
     let name = Name::new(issuer::KEY).unwrap();
     empty.values.lock().unwrap().insert(name.clone(), Secret::new("-----BEGIN"));
-    assert!(matches!(run(Issuer::new(empty.clone(), "k").certificate(true, now())), Err(GrantError::Refused { .. })));
+    assert!(matches!(
+        run(Issuer::new(empty.clone(), "k").certificate(true, now(), &|_| {})),
+        Err(GrantError::Refused { .. })
+    ));
     assert_eq!(empty.values.lock().unwrap()[&name].expose(), "-----BEGIN");
 }
 
@@ -415,15 +418,17 @@ fn of_many_that_make_an_authority_all_use_one() {
 fn an_authority_is_brought_once_and_replaced_only_on_demand() {
     let store = Memory::default();
     let (first, second) = (Authority::make("a", now()).unwrap(), Authority::make("b", now()).unwrap());
-    assert!(!run(issuer::import(&store, &first, false, now())).unwrap());
-    assert!(!run(issuer::import(&store, &first, false, now())).unwrap());
-    let Err(GrantError::Refused { why, hint }) = run(issuer::import(&store, &second, false, now())) else { panic!() };
+    assert!(!run(issuer::import(&store, &first, false, now(), &|_| {})).unwrap());
+    assert!(!run(issuer::import(&store, &first, false, now(), &|_| {})).unwrap());
+    let Err(GrantError::Refused { why, hint }) = run(issuer::import(&store, &second, false, now(), &|_| {})) else {
+        panic!()
+    };
     assert!(why.contains("has a certificate authority already") && hint.unwrap().contains("--replace"));
-    assert_eq!(run(issuer::find(&store)).unwrap().unwrap().certificate(), first.certificate());
-    assert!(run(issuer::import(&store, &second, true, now())).unwrap());
-    assert_eq!(run(issuer::find(&store)).unwrap().unwrap().certificate(), second.certificate());
+    assert_eq!(run(issuer::find(&store, &|_| {})).unwrap().unwrap().certificate(), first.certificate());
+    assert!(run(issuer::import(&store, &second, true, now(), &|_| {})).unwrap());
+    assert_eq!(run(issuer::find(&store, &|_| {})).unwrap().unwrap().certificate(), second.certificate());
     let certificate = run(store.get(&Name::new(issuer::CERTIFICATE).unwrap())).unwrap().unwrap();
     assert_eq!(certificate.expose(), second.certificate().pem);
     let old = Authority::make("c", now() - 4_000 * DAY).unwrap();
-    assert!(run(issuer::import(&store, &old, true, now())).is_err());
+    assert!(run(issuer::import(&store, &old, true, now(), &|_| {})).is_err());
 }

@@ -41,14 +41,14 @@ impl Office {
 impl Grants for Office {
     fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
         assert_eq!(name.as_str(), CERTIFICATE);
-        Self::wait(self.issuer.certificate(!self.checks, SystemTime::now()))
+        Self::wait(self.issuer.certificate(!self.checks, SystemTime::now(), &|_| {}))
     }
 
     fn sign(&self, request: &SignRequest) -> Result<crate::secrets::grants::Issued, GrantError> {
         assert!(!self.checks, "a check signs nothing");
         *self.signed.lock().unwrap() += 1;
         let host = Host { reader: Reader { host: "web-1", groups: &self.groups }, address: "10.0.0.7" };
-        Self::wait(self.issuer.sign(host, request, SystemTime::now()))
+        Self::wait(self.issuer.sign(host, request, SystemTime::now(), &|_| {}))
     }
 }
 
@@ -187,7 +187,7 @@ fn each_reason_brings_a_new_pair_and_the_one_before_stays() {
     renewed(json!({}), &office, "it lacks client.dc1.consul");
     // The authority.
     let other = Authority::make("other", SystemTime::now()).unwrap();
-    Office::wait(crate::pki::issuer::import(&*store, &other, true, SystemTime::now())).unwrap();
+    Office::wait(crate::pki::issuer::import(&*store, &other, true, SystemTime::now(), &|_| {})).unwrap();
     renewed(json!({}), &Office::over(store, "consul_clients", false), "authority has not signed");
     assert_eq!(place.text(CA), other.certificate().pem);
 }
