@@ -406,12 +406,12 @@ fn of_many_that_make_an_authority_all_use_one() {
     assert!(matches!(checked, Err(GrantError::NotYet(_))) && empty.values.lock().unwrap().is_empty());
     // A record that is damaged is never written over.
     let name = Name::new(issuer::KEY).unwrap();
-    empty.values.lock().unwrap().insert(name.clone(), Secret::new("-----BEGIN"));
+    empty.values.lock().unwrap().insert(name.clone(), Secret::new("a record that is damaged"));
     assert!(matches!(
         run(Issuer::new(empty.clone(), "k").certificate(true, now(), &|_| {})),
         Err(GrantError::Refused { .. })
     ));
-    assert_eq!(empty.values.lock().unwrap()[&name].expose(), "-----BEGIN");
+    assert_eq!(empty.values.lock().unwrap()[&name].expose(), "a record that is damaged");
 }
 
 #[test]
