@@ -224,6 +224,7 @@ fn agents_of_consul_talk_with_certificates_only() {
     let renewed = ground.consul(&[]).ok();
     assert_eq!(counted(&renewed, "changed"), 8, "the certificate and the reload, each: {}", renewed.report());
     assert_eq!(ground.all(process), before);
+    std::thread::sleep(Duration::from_secs(2));
     let new = ground.all(served);
     assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
     assert_eq!(new, ground.all("openssl x509 -in /etc/consul.d/tls/cert.pem -noout -serial"));
