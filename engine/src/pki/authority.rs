@@ -9,7 +9,7 @@ use rcgen::{
 use uuid::Uuid;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _, time::ASN1Time};
 
-use super::{AltName, Holder, PkiError, SKEW, date, one_block, private_key, request::strong, seconds};
+use super::{AltName, Holder, PkiError, SKEW, blocks, date, one_block, private_key, request::strong, seconds};
 use crate::secrets::Secret;
 
 /// What messages call its certificate, and its key.
@@ -35,13 +35,12 @@ pub struct Certificate {
 impl Certificate {
     /// Reads one certificate in PEM, and makes sure that it is one that signs others. Whether it has ended is not looked at.
     pub fn read(pem: &str) -> Result<Self, PkiError> {
-        let der = one_block(WHAT, pem, "CERTIFICATE").map_err(|error| match error {
-            PkiError::Unreadable { what, why, .. } if why.contains("expected one") => {
-                const HINT: &str = "give the one certificate that signs, without those above it";
-                PkiError::hint_for(what, why, HINT)
-            }
-            other => other,
-        })?;
+        let many = blocks(WHAT, pem, &["CERTIFICATE"])?.len();
+        if many > 1 {
+            const HINT: &str = "give the one certificate that signs, without those above it";
+            return Err(PkiError::hint_for(WHAT, format!("it has {many} blocks 'CERTIFICATE', expected one"), HINT));
+        }
+        let der = one_block(WHAT, pem, "CERTIFICATE")?;
         let pem = encode("CERTIFICATE", &der);
         let (not_before, not_after, subject) = {
             let unreadable = |_| PkiError::unreadable(WHAT, "it is no certificate in X.509");
