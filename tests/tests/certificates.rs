@@ -143,7 +143,9 @@ fn nodes_make_their_keys_and_get_their_names() {
     // A client that takes itself for a server: its certificate stays what it is.
     let before = ground.all("readlink /etc/node");
     let refused = ground.site("", &["--limit", &client, "-e", "pretend=true"]).ends(4);
-    refused.says("server.dc1.consul, and is good for client.dc1.consul as well").says("the issuer goes by the inventory");
+    refused
+        .says("server.dc1.consul, and is good for client.dc1.consul as well")
+        .says("the issuer goes by the inventory");
     assert_eq!(ground.all("readlink /etc/node"), before);
 }
 

@@ -6,8 +6,9 @@ use rollcall_engine::{
     pki::issuer::Host,
     protocol::{Answer, Passed},
     secrets::{
+        Name,
         grants::{GrantError, SignRequest, Wish},
-        ownership::Reader,
+        ownership::{Reader, Rule},
     },
 };
 
@@ -29,11 +30,15 @@ impl Dispatcher {
 
     fn fetch(&mut self, waiter: Waiter, work: Work) {
         if let Some(why) = &self.stopping {
-            let refused = work.refused(why);
+            let refused = work.kind()(stopped(why));
             self.answer(vec![(waiter, refused)]);
             return;
         }
         let (host, id) = waiter;
+        if let Some(refused) = self.ambiguous(host, &work) {
+            self.answer(vec![(waiter, work.kind()(refused))]);
+            return;
+        }
         let (job, incoming) = (Arc::clone(&self.job), self.dialer.incoming.clone());
         let kind = work.kind();
         let work = tokio::spawn(async move {
@@ -56,12 +61,30 @@ impl Dispatcher {
         self.asking.insert(waiter, (kind, work.abort_handle()));
     }
 
+    /// Two hosts with one node's name would share what is one node's own.
+    fn ambiguous(&self, host: usize, work: &Work) -> Option<GrantError> {
+        let spec = &self.job.hosts[host];
+        let twin = spec.twin.as_ref()?;
+        let what = match work {
+            Work::Secret(name, _) => {
+                let name = Name::new(name).ok()?;
+                Rule::of(&name)?.node(&name)?;
+                format!("'{name}'")
+            }
+            Work::Sign(_) => "a certificate".to_owned(),
+        };
+        Some(GrantError::refused_with(
+            format!("{what} is one node's, and the hosts '{}' and '{twin}' differ in capitals only", spec.name),
+            "give one of them another name in the inventory",
+        ))
+    }
+
     /// The run is being stopped: nobody waits for the store any more.
     pub(super) fn stop_asking(&mut self, why: &str) -> Vec<(Waiter, Answer)> {
         let waiting = self.asking.drain();
         let refused = waiting.map(|(waiter, (refuse, work))| {
             work.abort();
-            (waiter, refuse(why))
+            (waiter, refuse(stopped(why)))
         });
         refused.collect()
     }
@@ -73,18 +96,18 @@ enum Work {
     Sign(SignRequest),
 }
 
-/// The answer to a host that is not waited for any more.
-pub(super) type Refuse = fn(&str) -> Answer;
+/// The answer to a host that does not get what it asked for.
+pub(super) type Refuse = fn(GrantError) -> Answer;
 
 impl Work {
     fn kind(&self) -> Refuse {
         match self {
-            Self::Secret(..) => |why| Answer::Secret(Err(GrantError::refused(format!("no secret: {why}")))),
-            Self::Sign(_) => |why| Answer::Issued(Err(GrantError::refused(format!("no certificate: {why}")))),
+            Self::Secret(..) => |error| Answer::Secret(Err(error)),
+            Self::Sign(_) => |error| Answer::Issued(Err(error)),
         }
     }
+}
 
-    fn refused(&self, why: &str) -> Answer {
-        self.kind()(why)
-    }
+fn stopped(why: &str) -> GrantError {
+    GrantError::refused(format!("the run is being stopped: {why}"))
 }
