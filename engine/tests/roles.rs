@@ -282,7 +282,7 @@ fn tls_is_turned_on_step_by_step() {
         let rpc = json!({"verify_incoming": incoming, "verify_outgoing": outgoing, "verify_server_hostname": outgoing});
         let https = files(json!({"verify_incoming": false}));
         assert_eq!(config["tls"], json!({"internal_rpc": files(rpc), "https": https}), "{mode}");
-        assert_eq!(config["addresses"], json!({"http": "127.0.0.1", "https": "127.0.0.1"}));
+        assert_eq!(config["addresses"], json!({"grpc": "127.0.0.1", "http": "127.0.0.1", "https": "127.0.0.1"}));
         assert_eq!(config["ports"], json!({"dns": 8600, "grpc": 8502, "grpc_tls": -1, "http": 8500, "https": 8501}));
     }
     let open = config(json!({"consul_tls": true, "consul_acl": true, "consul_https_port": "443"}));

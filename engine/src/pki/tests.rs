@@ -14,7 +14,8 @@ use super::{
 };
 use crate::secrets::{
     Created, Name, Secret, SecretStore, StoreError,
-    grants::{GrantError, Issued, Product, SignRequest},
+    grants::{GrantError, Issued, Product, SignRequest, Wish},
+    issuer as secrets,
     ownership::Reader,
 };
 
@@ -23,6 +24,8 @@ use crate::secrets::{
 pub(crate) struct Memory {
     pub(crate) values: Mutex<BTreeMap<Name, Secret>>,
     pub(crate) lose: Mutex<usize>,
+    /// Reads are refused, and counted.
+    refuse: Mutex<Option<usize>>,
 }
 
 impl Memory {
@@ -57,6 +60,11 @@ impl SecretStore for Memory {
         Ok(created)
     }
     async fn get(&self, name: &Name) -> Result<Option<Secret>, StoreError> {
+        let refused = self.refuse.lock().unwrap().as_mut().map(|count| *count += 1).is_some();
+        if refused {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            return Err(StoreError::Denied { store: self.describe(), call: name.to_string(), why: "no right".into() });
+        }
         Ok(self.values.lock().unwrap().get(name).cloned())
     }
     async fn put(&self, name: &Name, value: &Secret) -> Result<(), StoreError> {
@@ -412,6 +420,50 @@ fn of_many_that_make_an_authority_all_use_one() {
         Err(GrantError::Refused { .. })
     ));
     assert_eq!(empty.values.lock().unwrap()[&name].expose(), "a record that is damaged");
+}
+
+#[test]
+fn hosts_that_ask_at_once_share_one_answer() {
+    let store = Arc::new(Memory::default());
+    *store.refuse.lock().unwrap() = Some(0);
+    let shared: Arc<dyn SecretStore> = store.clone();
+    let office = secrets::Issuer::new(Box::new(move || Ok(Arc::clone(&shared))), secrets::Own::default());
+    let office = Arc::new(office.of_cluster("kraken"));
+    let made = Arc::new(request::make().unwrap());
+    let ask = || {
+        run(async {
+            let asking = (0..20).map(|n| {
+                let (office, made) = (Arc::clone(&office), Arc::clone(&made));
+                tokio::spawn(async move {
+                    let groups = ["consul_servers".to_owned()];
+                    let reader = Reader { host: "s-1", groups: &groups };
+                    if n % 2 == 0 {
+                        return office.secret(reader, issuer::CERTIFICATE, Wish::Make, &|_| {}).await.map(drop);
+                    }
+                    office.sign(Host { reader, address: "10.0.0.7" }, &wish(&made.csr), &|_| {}).await.map(drop)
+                })
+            });
+            let mut answers = Vec::new();
+            for answer in asking.collect::<Vec<_>>() {
+                answers.push(answer.await.unwrap());
+            }
+            answers
+        })
+    };
+    for answer in ask() {
+        assert!(answer.unwrap_err().to_string().contains("no right"));
+    }
+    assert_eq!(*store.refuse.lock().unwrap(), Some(1), "one conversation with the store for all");
+    // The next one who asks is not told of a failure that is past.
+    *store.refuse.lock().unwrap() = None;
+    for answer in ask() {
+        answer.unwrap();
+    }
+    let certificates = |name: &str| store.values.lock().unwrap().contains_key(&Name::new(name).unwrap());
+    assert!(certificates(issuer::KEY) && certificates(issuer::CERTIFICATE));
+    let client = ["consul_clients".to_owned()];
+    let reader = Reader { host: "c-1", groups: &client };
+    assert!(run(office.secret(reader, issuer::KEY, Wish::Look, &|_| {})).is_err(), "no host reads the key");
 }
 
 #[test]

@@ -122,6 +122,8 @@ pub struct Issuer {
     slots: Mutex<HashMap<Name, Arc<AsyncMutex<Slot>>>>,
     /// Signs certificates.
     pki: OnceCell<crate::pki::issuer::Issuer>,
+    /// When the authority could not be had, what was wished then, and why.
+    unsigned: AsyncMutex<Option<(Instant, Wish, GrantError)>>,
     cluster: String,
     patience: Duration,
 }
@@ -141,6 +143,7 @@ impl Issuer {
             store: AsyncMutex::default(),
             slots: Mutex::default(),
             pki: OnceCell::new(),
+            unsigned: AsyncMutex::default(),
             cluster: String::new(),
             patience: PATIENCE,
         }
