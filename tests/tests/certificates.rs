@@ -230,6 +230,14 @@ fn agents_of_consul_talk_with_certificates_only() {
     let new = ground.all(served);
     assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
     assert_eq!(new, ground.all("openssl x509 -in /etc/consul.d/tls/cert.pem -noout -serial"));
+    // A store without this cluster's authority: the agents keep the certificates by which they talk.
+    let links = ground.all("readlink /etc/consul.d/tls");
+    let elsewhere = "XDG_DATA_HOME=$HOME/elsewhere";
+    let line = format!("{elsewhere} \"$0\" run consul.yaml; echo \"ended $?\"");
+    let said =
+        ground.project.shell(&line.replace("$0", &rollcall_tests::program("controller").display().to_string())).ok();
+    said.says("is in use, and is of another authority").says("controller ca show").says("ended 4");
+    assert_eq!(ground.all("readlink /etc/consul.d/tls"), links);
     ground.hosts.root(0, "consul kv put a b && consul operator autopilot state | grep -i 'healthy.*true'").ok();
 }
 
@@ -245,6 +253,16 @@ fn a_cluster_that_runs_gets_tls_step_by_step() {
     refused.says("is more than one step away").says("consul_tls=accept");
     assert_eq!(started(0), "1");
     for (count, word) in [(2, "accept"), (3, "use"), (4, "true")] {
+        if word == "use" {
+            // Where connections are made without TLS the authority can be replaced.
+            let make = "openssl req -x509 -nodes -newkey rsa:2048 -days 3000 -subj /CN=corp -keyout corp.key -out corp.pem \
+                        -addext keyUsage=critical,keyCertSign";
+            ground.project.shell(make).ok();
+            let import = ["ca", "import", "--certificate", "corp.pem", "--key", "corp.key", "--replace"];
+            ground.project.controller(import).ok();
+            let replaced = ground.consul(&[]).ok();
+            assert_eq!(counted(&replaced, "changed"), 8, "the certificate and the reload: {}", replaced.report());
+        }
         ground.configure(&format!("consul_tls: {word}\n"));
         ground.consul(&[]).ok();
         for host in 0..=3 {

@@ -35,6 +35,11 @@ use crate::{
 };
 
 choice!(
+    /// What becomes of a certificate of another authority than the cluster's.
+    Authority { Follow = "follow", Keep = "keep" }
+);
+
+choice!(
     /// Whose certificate.
     Program { Consul = "consul", Nomad = "nomad" }
 );
@@ -70,6 +75,9 @@ args! {
         lifetime []: Duration = YEAR;
         /// It is renewed when so many seconds are left of it. The default is a third of its life.
         renew_before []: Option<Duration>;
+        /// With `follow` a certificate that the cluster's authority has not signed is replaced. With `keep` that is refused as long as
+        /// it counts: for a node that talks to others by it, which would not understand it any more.
+        authority []: Authority = Authority::Follow;
         /// Owner of the folder and of the files.
         owner []: String = "root".to_owned();
         /// Their group, which may read the key.
@@ -118,6 +126,7 @@ struct Wish {
     request: SignRequest,
     names: BTreeSet<AltName>,
     before: Option<Duration>,
+    authority: Authority,
     owner: String,
     group: String,
     key_mode: u32,
@@ -166,6 +175,7 @@ impl Wish {
             request,
             names,
             before: args.renew_before,
+            authority: args.authority,
             owner: args.owner.clone(),
             group: args.group.clone(),
             key_mode,
@@ -310,11 +320,29 @@ fn found(wish: &Wish, authority: Option<&Certificate>, host: &dyn Read, now: i64
         Ok(leaf) => Box::new(leaf),
         Err(error) => return Ok(Found::Renew(Reason::Unusable(error.to_string()), None)),
     };
-    let Some(authority) = authority else { return Ok(Found::Renew(Reason::Authority, Some(leaf))) };
-    Ok(match leaf.due(&texts[1], authority, &wish.names, now, wish.before) {
-        Some(reason) => Found::Renew(reason, Some(leaf)),
-        None => Found::Stays(leaf),
-    })
+    let due = match authority {
+        Some(authority) => leaf.due(&texts[1], authority, &wish.names, now, wish.before),
+        None => Some(Reason::Authority),
+    };
+    match due {
+        Some(Reason::Authority) if wish.authority == Authority::Keep && now < leaf.not_after => {
+            Err(other_authority(&wish.path, authority))
+        }
+        Some(reason) => Ok(Found::Renew(reason, Some(leaf))),
+        None => Ok(Found::Stays(leaf)),
+    }
+}
+
+fn other_authority(path: &Path, authority: Option<&Certificate>) -> Failure {
+    let store = authority.map_or_else(|| "has none".to_owned(), |found| format!("has '{}'", found.subject));
+    Failure::new(format!(
+        "the certificate in {} is in use, and is of another authority than the one of this run: the secrets store {store}",
+        path.display()
+    ))
+    .hint(
+        "is it the cluster's store (controller ca show)? docs/certificates.md tells how the authority of a running cluster is \
+         replaced",
+    )
 }
 
 fn read(file: &Path, host: &dyn Read) -> Result<String, Reason> {

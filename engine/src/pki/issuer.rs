@@ -93,6 +93,7 @@ impl Issuer {
         let shelf = Shelf { store: &*self.store, told };
         let record = match shelf.get(KEY).await? {
             Some(record) => record,
+            None if shelf.get(CERTIFICATE).await?.is_some() => return Err(lost(&*self.store)),
             None if !make => {
                 return Err(GrantError::NotYet(
                     "the cluster has no certificate authority yet: the run makes it".into(),
@@ -212,6 +213,17 @@ impl Shelf<'_> {
             return Ok(());
         }
         if self.get(CERTIFICATE).await?.as_ref() == Some(&pem) { Ok(()) } else { self.put(CERTIFICATE, &pem).await }
+    }
+}
+
+/// The key is written before the certificate: a certificate alone was left behind. A new authority would replace the certificates
+/// of all hosts, so nobody makes one without being told to.
+fn lost(store: &dyn SecretStore) -> GrantError {
+    GrantError::Refused {
+        why: format!("{} has '{CERTIFICATE}' and no '{KEY}': the key of the cluster's authority is lost", store.describe()),
+        hint: Some(
+            "bring the key back from a backup; docs/certificates.md tells how the authority is replaced where there is none".into(),
+        ),
     }
 }
 

@@ -412,6 +412,20 @@ fn of_many_that_make_an_authority_all_use_one() {
     let empty = Arc::new(Memory::default());
     let checked = run(Issuer::new(empty.clone(), "k").certificate(false, now(), &|_| {}));
     assert!(matches!(checked, Err(GrantError::NotYet(_))) && empty.values.lock().unwrap().is_empty());
+    // A certificate without its key: nobody makes another authority unasked.
+    let lost = Arc::new(Memory::default());
+    let left = Secret::new(found.first().unwrap().clone());
+    lost.values.lock().unwrap().insert(Name::new(issuer::CERTIFICATE).unwrap(), left);
+    for make in [true, false] {
+        let said = run(Issuer::new(lost.clone(), "k").certificate(make, now(), &|_| {}));
+        let Err(GrantError::Refused { why, .. }) = said else { panic!("{make}") };
+        assert!(why.contains("has 'ca/certificate' and no 'ca/key'"), "{why}");
+    }
+    assert_eq!(lost.values.lock().unwrap().len(), 1);
+    let back = Authority::make("a", now()).unwrap();
+    assert!(!run(issuer::import(&*lost, &back, false, now(), &|_| {})).unwrap());
+    let there = run(Issuer::new(lost.clone(), "k").certificate(true, now(), &|_| {})).unwrap();
+    assert_eq!(there.expose(), back.certificate().pem);
     // A record that is damaged is never written over.
     let name = Name::new(issuer::KEY).unwrap();
     empty.values.lock().unwrap().insert(name.clone(), Secret::new("a record that is damaged"));

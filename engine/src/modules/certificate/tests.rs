@@ -188,7 +188,12 @@ fn each_reason_brings_a_new_pair_and_the_one_before_stays() {
     // The authority.
     let other = Authority::make("other", SystemTime::now()).unwrap();
     Office::wait(crate::pki::issuer::import(&*store, &other, true, SystemTime::now(), &|_| {})).unwrap();
-    renewed(json!({}), &Office::over(store, "consul_clients", false), "authority has not signed");
+    let office = Office::over(store, "consul_clients", false);
+    let (before, failure) = (place.folders(), go(place.args(json!({"authority": "keep"})), &office).unwrap_err());
+    assert!(failure.message.contains("has 'CN=other certificate authority'"), "{failure:?}");
+    assert!(failure.hint.unwrap().contains("controller ca show") && place.folders() == before);
+    renewed(json!({}), &office, "authority has not signed");
+    assert!(!go(place.args(json!({"authority": "keep"})), &office).unwrap().0.changed);
     assert_eq!(place.text(CA), other.certificate().pem);
 }
 
