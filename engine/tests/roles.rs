@@ -116,12 +116,14 @@ fn refused(loaded: &Loaded, host: &str, more: Value) -> Option<(String, String)>
         if name != "assert" || task.when.iter().any(|when| !holds(&when.text, when.span, &scope)) {
             continue;
         }
+        // Without words of its own it is what a role's argument_specs ask for, with variables that only its import sets.
+        let Some(message) = args.get("fail_msg") else { continue };
         let that: Vec<&Node> = match &args.get("that").unwrap().kind {
             Kind::List(items) => items.iter().collect(),
             _ => vec![args.get("that").unwrap()],
         };
         if !that.iter().all(|node| holds(node.as_str().unwrap(), node.span, &scope)) {
-            let said = template::render(args.get("fail_msg").unwrap(), &scope).unwrap();
+            let said = template::render(message, &scope).unwrap();
             return Some((task.name.as_ref().unwrap().as_str().unwrap().to_owned(), said.as_str().unwrap().to_owned()));
         }
     }
