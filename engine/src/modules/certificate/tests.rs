@@ -1,4 +1,4 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex, time::SystemTime};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::SystemTime};
 
 use serde_json::json;
 
@@ -20,17 +20,16 @@ struct Office {
     issuer: Issuer,
     groups: Vec<String>,
     checks: bool,
-    signed: Mutex<usize>,
 }
 
 impl Office {
-    fn new(group: &str) -> Arc<dyn Grants> {
+    fn answering(group: &str) -> Arc<dyn Grants> {
         Self::over(Arc::new(Memory::default()), group, false)
     }
 
     fn over(store: Arc<Memory>, group: &str, checks: bool) -> Arc<dyn Grants> {
         let issuer = Issuer::new(store, "kraken");
-        Arc::new(Self { issuer, groups: vec![group.into()], checks, signed: Mutex::new(0) })
+        Arc::new(Self { issuer, groups: vec![group.into()], checks })
     }
 
     fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -46,7 +45,6 @@ impl Grants for Office {
 
     fn sign(&self, request: &SignRequest) -> Result<crate::secrets::grants::Issued, GrantError> {
         assert!(!self.checks, "a check signs nothing");
-        *self.signed.lock().unwrap() += 1;
         let host = Host { reader: Reader { host: "web-1", groups: &self.groups }, address: "10.0.0.7" };
         Self::wait(self.issuer.sign(host, request, SystemTime::now(), &|_| {}))
     }
@@ -109,7 +107,7 @@ fn go(args: Value, secrets: &Arc<dyn Grants>) -> Result<(Outcome, Vec<Diff>), Fa
 
 #[test]
 fn a_pair_is_made_once_and_a_second_run_is_silent() {
-    let (place, office) = (Place::new(), Office::new("consul_clients"));
+    let (place, office) = (Place::new(), Office::answering("consul_clients"));
     let (outcome, diffs) = go(place.args(json!({})), &office).unwrap();
     assert!(outcome.changed && outcome.warnings.is_empty(), "{outcome:?}");
     assert_eq!((&outcome.data["renewed"], &outcome.data["reason"]), (&json!(true), &json!("there is none yet")));
@@ -199,7 +197,7 @@ fn each_reason_brings_a_new_pair_and_the_one_before_stays() {
 
 #[test]
 fn owners_modes_and_the_authoritys_file_are_kept_without_a_new_pair() {
-    let (place, office) = (Place::new(), Office::new("consul_clients"));
+    let (place, office) = (Place::new(), Office::answering("consul_clients"));
     go(place.args(json!({})), &office).unwrap();
     let cert = place.text(CERT);
     fs::set_permissions(place.at("tls/key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -213,7 +211,7 @@ fn owners_modes_and_the_authoritys_file_are_kept_without_a_new_pair() {
 
 #[test]
 fn killed_anywhere_the_pair_that_stands_there_fits() {
-    let (place, office) = (Place::new(), Office::new("consul_clients"));
+    let (place, office) = (Place::new(), Office::answering("consul_clients"));
     go(place.args(json!({})), &office).unwrap();
     let step = |left: usize| {
         let Plan::Change(change) = plan_on(&Real::new(), place.args(json!({"domain": "corp"})), &office).unwrap()
@@ -243,7 +241,7 @@ fn killed_anywhere_the_pair_that_stands_there_fits() {
 
 #[test]
 fn what_is_wrong_is_said_before_anything_is_made() {
-    let (place, office) = (Place::new(), Office::new("consul_clients"));
+    let (place, office) = (Place::new(), Office::answering("consul_clients"));
     let fails = |args: Value, part: &str| {
         let failure = go(place.args(args), &office).unwrap_err();
         assert!(failure.message.contains(part), "{part}: {failure:?}");
