@@ -21,6 +21,8 @@ mod archive;
 pub mod args;
 /// `assert`.
 pub mod assert;
+/// `certificate`.
+pub mod certificate;
 /// `command`.
 pub mod command;
 /// `copy`.
@@ -75,6 +77,7 @@ pub use args::{Arg, FromArg};
 /// Every module, in the order of the manual.
 pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
+    &certificate::DEFINITION,
     &command::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
