@@ -4,13 +4,22 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::playbook::model::Gate;
+use crate::{modules::http, playbook::model::Gate, secrets::Secret};
+use consul::Kind;
+
+/// Bootstrapping Consul's ACLs.
+pub mod bootstrap;
+/// Consul's HTTP API.
+pub mod consul;
 
 /// Between two polls.
 const POLL: Duration = Duration::from_millis(500);
 /// The cluster must be whole for this long: autopilot looks at its servers every two seconds, so that a shorter time
 /// could still show the state of before a restart.
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// For one request.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a gate asks.
 #[derive(Clone, Debug)]
@@ -21,6 +30,8 @@ pub struct Question {
     pub timeout: Duration,
     /// How many voters there should be; `None`: as many as autopilot knows.
     pub voters: Option<usize>,
+    /// The token to ask with, where ACLs are on. Until the cluster knows it, the question is asked without.
+    pub token: Option<Secret>,
 }
 
 /// The answer of `/v1/operator/autopilot/health`, Consul's and Nomad's (HTTP 200 when healthy, 429 when not).
@@ -109,11 +120,13 @@ pub enum NotWhole {
 struct Missing {
     why: String,
     here: bool,
+    /// What the answer means, where there was one.
+    kind: Option<Kind>,
 }
 
 impl From<String> for Missing {
     fn from(why: String) -> Self {
-        Self { why, here: true }
+        Self { why, here: true, kind: None }
     }
 }
 
@@ -169,7 +182,7 @@ fn product(gate: Gate) -> &'static str {
 
 fn client() -> Result<reqwest::Client, String> {
     reqwest::Client::builder()
-        .timeout(Duration::from_secs(5))
+        .timeout(LOOK)
         .no_proxy()
         // Loopback over plain HTTP: a host without a CA store must not fail here.
         .tls_certs_only([])
@@ -178,20 +191,18 @@ fn client() -> Result<reqwest::Client, String> {
 }
 
 async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
-    let url = question.url.trim_end_matches('/');
-    let get = async |path: &str| {
-        let answer = client.get(format!("{url}{path}")).send().await.map_err(|_| format!("no answer from {url}"))?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(|e| format!("{path}: {e}"))?;
-        // 429 is autopilot's way to say that it is not healthy, with the same body.
-        if status.is_success() || status.as_u16() == 429 {
-            return Ok(body);
-        }
-        let text = String::from_utf8_lossy(&body);
-        Err(format!("{path}: HTTP {}: {}", status.as_u16(), text.trim().chars().take(200).collect::<String>()))
-    };
+    let Some(token) = &question.token else { return look_with(client, question, None).await };
+    match look_with(client, question, Some(token)).await {
+        Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => look_without_rights(client, question).await,
+        // Before its first use, and while ACLs let everybody in, the token may not be there.
+        Err(Missing { kind: Some(Kind::UnknownToken), .. }) => look_with(client, question, None).await,
+        answer => answer,
+    }
+}
+
+async fn look_with(client: &reqwest::Client, question: &Question, token: Option<&Secret>) -> Result<(), Missing> {
     // This server first: autopilot may still hold the state of before its restart.
-    let body = get("/v1/agent/self").await?;
+    let body = get(client, question, "/v1/agent/self", token).await?;
     let agent: AgentSelf = serde_json::from_slice(&body).map_err(|e| format!("/v1/agent/self: {e}"))?;
     if let Some(raft) = agent.stats.get("raft") {
         let state = raft.get("state").map_or("", String::as_str);
@@ -203,11 +214,51 @@ async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missi
             return Err("this server is catching up".to_owned().into());
         }
     }
-    let body = get("/v1/operator/autopilot/health").await?;
+    let body = get(client, question, "/v1/operator/autopilot/health", token).await?;
     let health: AutopilotHealth =
         serde_json::from_slice(&body).map_err(|e| format!("/v1/operator/autopilot/health: {e}"))?;
     let why = health.whole(question.voters);
-    why.map_err(|why| Missing { why, here: !health.votes(&agent.member.name) })
+    why.map_err(|why| Missing { why, here: !health.votes(&agent.member.name), kind: None })
+}
+
+/// ACLs are on and not bootstrapped yet: no token gives the right to ask for health. What needs none must do: a leader, and
+/// all voters.
+async fn look_without_rights(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
+    let text = |body: &[u8]| serde_json::from_slice::<String>(body).unwrap_or_default();
+    if text(&get(client, question, "/v1/status/leader", None).await?).is_empty() {
+        return Err("there is no leader".to_owned().into());
+    }
+    let body = get(client, question, "/v1/status/peers", None).await?;
+    let peers: Vec<String> = serde_json::from_slice(&body).map_err(|e| format!("/v1/status/peers: {e}"))?;
+    match question.voters {
+        Some(voters) if peers.len() < voters => Err(format!("{} of {voters} voters", peers.len()).into()),
+        _ => Ok(()),
+    }
+}
+
+async fn get(
+    client: &reqwest::Client,
+    question: &Question,
+    path: &str,
+    token: Option<&Secret>,
+) -> Result<Vec<u8>, Missing> {
+    let url = question.url.trim_end_matches('/');
+    let mut request = client.get(format!("{url}{path}"));
+    if let Some(value) = token.and_then(|token| http::bearer(token.expose())) {
+        // Each product takes its own; both take this one.
+        request = request.header("Authorization", value);
+    }
+    let answer = request.send().await.map_err(|_| format!("no answer from {url}"))?;
+    let status = answer.status();
+    let body = answer.bytes().await.map_err(|e| format!("{path}: {}", http::reason(e, LOOK)))?;
+    // 429 is autopilot's way to say that it is not healthy, with the same body.
+    if status.is_success() || status.as_u16() == 429 {
+        return Ok(body.to_vec());
+    }
+    let text = String::from_utf8_lossy(&body);
+    let said: String = text.trim().chars().take(200).collect();
+    let why = format!("{path}: HTTP {}: {said}", status.as_u16());
+    Err(Missing { why, here: true, kind: Some(Kind::of(status.as_u16(), &text)) })
 }
 
 #[cfg(test)]
@@ -224,7 +275,12 @@ mod tests {
 
     #[test]
     fn a_stop_ends_the_wait() {
-        let question = Question { url: "http://127.0.0.1:9".into(), timeout: Duration::from_mins(1), voters: Some(3) };
+        let question = Question {
+            url: "http://127.0.0.1:9".into(),
+            timeout: Duration::from_mins(1),
+            voters: Some(3),
+            token: None,
+        };
         let stopped = || Some("interrupted".to_owned());
         let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
         assert_eq!(ended, Err(NotWhole::Stopped("interrupted".into())));

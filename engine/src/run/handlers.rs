@@ -17,6 +17,7 @@ use crate::{
     modules::{self, Failure, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
+    secrets::{Name, Secret, grants::GrantError},
     template::{self, EvalError},
     vars::Scope,
 };
@@ -348,6 +349,8 @@ impl Runner<'_> {
             Err(EvalError::Wrong(diagnostic)) => return Err(Closed::Refused(failure_of(&diagnostic))),
             Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
         };
+        let token = self.gate_token(gate, scope).map_err(Closed::Refused)?;
+        let asked = cluster::Question { token, ..asked };
         let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
         let refused = |why: String, hint: &str| {
             Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
@@ -362,6 +365,29 @@ impl Runner<'_> {
             Err(NotWhole::Here(why) | NotWhole::Elsewhere(why) | NotWhole::Broken(why)) => Err(Closed::Refused(
                 refused(why, "mend the cluster and run again; `-e rollcall_gate=false` runs the handler ungated"),
             )),
+        }
+    }
+
+    /// The token that the gate asks with: the secret that `consul_gate_token` (`nomad_gate_token`) names.
+    fn gate_token(&self, gate: Gate, scope: &Scope) -> Result<Option<Secret>, Failure> {
+        let variable = match gate {
+            Gate::Consul => "consul_gate_token",
+            Gate::Nomad => "nomad_gate_token",
+        };
+        let Some(var) = scope.get(variable) else { return Ok(None) };
+        let name = match template::eval(variable, var.origin, scope) {
+            Ok(Value::Null) => return Ok(None),
+            Ok(Value::String(name)) => name,
+            Ok(other) => return Err(Failure::new(format!("{variable}: expected the name of a secret, found {other}"))),
+            Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
+            Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
+        };
+        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
+        let name = Name::new(&name).map_err(|e| wrong(e.to_string()))?;
+        match self.link.grants().secret(&name) {
+            Ok(secret) => Ok(Some(secret)),
+            Err(GrantError::NotYet(_)) => Ok(None),
+            Err(GrantError::Refused { why, hint }) => Err(Failure { hint, ..wrong(why) }),
         }
     }
 
@@ -441,5 +467,5 @@ fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option
         None => GATE_TIMEOUT,
     };
     let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters }))
+    Ok(Some(cluster::Question { url, timeout, voters, token: None }))
 }
