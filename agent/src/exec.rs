@@ -22,6 +22,7 @@ use rollcall_engine::{
     modules::Failure,
     protocol::{Frame, FromAgent, Go, Init, Pack, PlayEnd, Shared, ToAgent, VERSION},
     run::{Context, Ledger, Runner, ledger::private_dir, preflight::preflight},
+    secrets::redact::scrubbed,
     vars::hosts::FACTS,
 };
 
@@ -49,7 +50,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     match carry_out(*init, &paths, &controller, &receiver) {
         Ok(code) => Ok(code),
         Err(failure) => {
-            controller.send(&FromAgent::Fatal { failure })?;
+            controller.send(&FromAgent::Fatal { failure: scrubbed(failure) })?;
             Ok(ExitCode::from(1))
         }
     }
@@ -89,7 +90,7 @@ fn dispatch(message: ToAgent, controller: &Arc<Controller>, steps: &mpsc::Sender
 /// A task of another host, delegated to this one: beside this host's own tasks.
 fn invoke(controller: &Controller, id: u64, call: &rollcall_engine::protocol::Call) {
     use rollcall_engine::{protocol::Reply, run::Link as _};
-    let secrets = controller.grants();
+    let secrets = if call.check { controller.looking() } else { controller.grants() };
     let reply = if call.user == process_user() {
         let facts = facts::gather(&Real::new());
         let mut real = Real::new();
@@ -138,13 +139,13 @@ fn carry_out(
     };
     let mut ledger = Ledger::open(&paths.state, !context.init.check)?;
     let fetch = |hash: &str| rollcall_engine::run::Link::blob(&**controller, hash).ok();
-    let problems = preflight(&context, &fetch);
+    let problems = preflight(&context, &fetch, rollcall_engine::run::Link::looking(&**controller));
     let failed = problems.iter().any(|p| p.severity == Severity::Error);
     let debts = ledger.debts().iter().map(|d| d.handler.clone()).collect();
     // A run does not need the facts; they would be most of what a small run says.
     let asked = context.bundle.others.names().contains(FACTS);
     let facts = if asked { Arc::clone(&context.facts) } else { Arc::default() };
-    controller.send(&FromAgent::Ready { facts, problems, debts }).map_err(gone)?;
+    controller.send(&FromAgent::Ready { facts, problems: scrubbed(problems), debts }).map_err(gone)?;
 
     let base = Real::new();
     let mut overlay = Overlay::new(&base);

@@ -16,10 +16,14 @@ use rollcall_engine::{
     modules::Failure,
     protocol::{Answer, Ask, Call, Event, Frame, FromAgent, Reply},
     run::Link,
+    secrets::{
+        grants::{Grants, Wish},
+        redact::{self, scrubbed},
+    },
     vars::hosts::Known,
 };
 
-use crate::{blobs::Blobs, worker::Workers};
+use crate::{blobs::Blobs, grants::Asking, worker::Workers};
 
 /// How long an event may wait for others. Written one by one, the forty events of a small role cost sshd and the
 /// controller more than the role costs the agent; nobody sees a hundredth of a second.
@@ -51,6 +55,9 @@ pub(crate) struct Controller {
     /// Answers that are waited for. `None` when the controller is gone.
     waiting: Mutex<Option<HashMap<u64, mpsc::Sender<Answer>>>>,
     stop: Mutex<Option<String>>,
+    /// Who answers for secrets, where they may be made and where not.
+    making: Arc<dyn Grants>,
+    looking: Arc<dyn Grants>,
     pub(crate) blobs: Blobs,
     pub(crate) workers: Workers,
 }
@@ -58,14 +65,20 @@ pub(crate) struct Controller {
 impl Controller {
     pub(crate) fn new(blobs: Blobs, workers: Workers) -> io::Result<Arc<Self>> {
         let pipe = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let controller = Arc::new(Self {
-            out: Mutex::new(Out { pipe, waiting: Vec::new() }),
-            late: Condvar::new(),
-            next: AtomicU64::new(1),
-            waiting: Mutex::new(Some(HashMap::new())),
-            stop: Mutex::new(None),
-            blobs,
-            workers,
+        let controller = Arc::new_cyclic(|this| {
+            let making = Asking::new(this.clone(), Wish::Make);
+            let looking: Arc<dyn Grants> = Arc::new(making.with(Wish::Look));
+            Self {
+                out: Mutex::new(Out { pipe, waiting: Vec::new() }),
+                late: Condvar::new(),
+                next: AtomicU64::new(1),
+                waiting: Mutex::new(Some(HashMap::new())),
+                stop: Mutex::new(None),
+                making: Arc::new(making),
+                looking,
+                blobs,
+                workers,
+            }
         });
         let writer = Arc::clone(&controller);
         thread::Builder::new().name("writer".into()).spawn(move || writer.write_late())?;
@@ -86,6 +99,7 @@ impl Controller {
 
     /// Leaves an event to be written together with those that follow it.
     fn gather(&self, event: Event) -> io::Result<()> {
+        let event = if redact::active() { scrubbed(event) } else { event };
         let bytes = Frame::json(&FromAgent::Event(event))?.encode();
         let mut out = self.out();
         out.waiting.extend_from_slice(&bytes);
@@ -163,6 +177,14 @@ impl Link for Controller {
         if let Err(error) = self.send(&FromAgent::Keep { name: name.to_owned(), known }) {
             self.gone(&format!("the controller does not listen any more: {error}"));
         }
+    }
+
+    fn grants(&self) -> &Arc<dyn Grants> {
+        &self.making
+    }
+
+    fn looking(&self) -> &Arc<dyn Grants> {
+        &self.looking
     }
 
     fn as_user(&self, call: &Call) -> Result<Reply, Failure> {

@@ -1,11 +1,14 @@
 //! Rollcall's program on the host.
 
 use clap::{Parser, Subcommand};
+use rollcall_engine::secrets::redact;
 
 /// Content that the run brings along.
 mod blobs;
 /// A run over SSH: messages on standard input and output.
 mod exec;
+/// Secrets, asked of the controller.
+mod grants;
 /// The other end of the run: events, asks, stop.
 mod link;
 /// One run at a time.
@@ -51,7 +54,7 @@ enum Verb {
 fn main() -> std::process::ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("ROLLCALL_LOG"))
-        .with_writer(std::io::stderr)
+        .with_writer(|| redact::Scrubbed(std::io::stderr()))
         .init();
     let ended = match Cli::parse().verb {
         Verb::Exec => exec::run(),
@@ -67,5 +70,5 @@ fn main() -> std::process::ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the one place where the program's own failure is told")]
 fn eprint_chain(error: &anyhow::Error) {
-    eprintln!("agent: {error:#}");
+    eprintln!("agent: {}", redact::text(&format!("{error:#}")));
 }

@@ -120,9 +120,9 @@ pub(crate) fn run(user: &str) -> anyhow::Result<ExitCode> {
         let call: Call = frame.message()?;
         let mut real = Real::new();
         let reply = if call.check {
-            rollcall_engine::run::carry_out(&call, &facts, grants::nobody(), &mut Overlay::new(&real))
+            rollcall_engine::run::carry_out(&call, &facts, grants::not_as_this_user(), &mut Overlay::new(&real))
         } else {
-            rollcall_engine::run::carry_out(&call, &facts, grants::nobody(), &mut real)
+            rollcall_engine::run::carry_out(&call, &facts, grants::not_as_this_user(), &mut real)
         };
         Frame::json(&reply)?.write(&mut output)?;
     }

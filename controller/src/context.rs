@@ -330,5 +330,5 @@ fn instances(inventory: &Inventory) -> HashMap<String, String> {
 
 #[expect(clippy::print_stderr, reason = "the place for notes that are no data")]
 pub(crate) fn eprint_line(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", rollcall_engine::secrets::redact::text(text));
 }

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use rollcall_engine::diag::Sources;
+use rollcall_engine::{diag::Sources, secrets::redact};
 
 /// Host keys from the cloud.
 mod console;
@@ -93,7 +93,7 @@ fn log(verbose: u8) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(if verbose > 2 { "rollcall=debug" } else { "error" }));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| redact::Scrubbed(std::io::stderr()))
         .without_time()
         .with_target(false)
         .init();

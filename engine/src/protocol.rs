@@ -12,7 +12,7 @@
 //!                            ◀─   Ready
 //!   Go (a play, a batch)     ─▶
 //!                            ◀─   Event …, Keep (what other hosts ask for), Ask (a turn, a delegated task, results of
-//!                                 other hosts)
+//!                                 other hosts, a secret; the last one also before Ready)
 //!   Answer, Invoke           ─▶
 //!                            ◀─   PlayDone
 //!   Bye                      ─▶
@@ -24,13 +24,17 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
     diag::Diagnostic,
     modules::{Base64, Diff, Failure, Invocation, Outcome},
     playbook::model::{Bundle, Gate},
+    secrets::{
+        Secret,
+        grants::{GrantError, Wish},
+    },
     vars::{Vars, hosts::Known},
 };
 
@@ -401,6 +405,13 @@ pub enum Ask {
         /// What will be asked of the cluster after it.
         gate: Option<Gate>,
     },
+    /// A secret, for this host.
+    Secret {
+        /// Its name.
+        name: String,
+        /// Whether it may be made.
+        wish: Wish,
+    },
     /// The turn is over.
     TurnDone {
         /// The handler's task.
@@ -427,8 +438,26 @@ pub enum Answer {
     Reply(Box<Reply>),
     /// What the hosts of the run have: [`Others`](crate::vars::hosts::Others), zstd-compressed JSON.
     Others(Base64),
+    /// A secret, or why there is none.
+    Secret(Result<Passed, GrantError>),
     /// Not to be had: the reason.
     Refused(String),
+}
+
+/// A secret on its way to a host that may read it: the one place where one is serialized.
+#[derive(Clone, Debug)]
+pub struct Passed(pub Secret);
+
+impl Serialize for Passed {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.expose())
+    }
+}
+
+impl<'de> Deserialize<'de> for Passed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Secret::new(text)))
+    }
 }
 
 /// Something happened on a host.
@@ -571,6 +600,18 @@ mod tests {
         assert_eq!(Frame::read(&mut from).unwrap(), Some(blob));
         assert!(matches!(Frame::read(&mut from).unwrap().unwrap().message().unwrap(), ToAgent::Bye));
         assert_eq!(Frame::read(&mut from).unwrap(), None);
+    }
+
+    #[test]
+    fn a_secret_passes_and_is_not_shown() {
+        let refused = GrantError::refused_with("no", "ask");
+        for sent in [Ok(Passed(Secret::new("hunter2"))), Err(refused), Err(GrantError::NotYet("later".into()))] {
+            let answer = Answer::Secret(sent.clone());
+            assert!(!format!("{answer:?}").contains("hunter2"));
+            let frame = Frame::json(&ToAgent::Answer { id: 7, answer }).unwrap();
+            let ToAgent::Answer { id: 7, answer: Answer::Secret(got) } = frame.message().unwrap() else { panic!() };
+            assert_eq!(got.map(|passed| passed.0), sent.map(|passed| passed.0));
+        }
     }
 
     #[test]

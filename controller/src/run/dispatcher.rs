@@ -12,9 +12,10 @@ use rollcall_engine::{
     diag::{Diagnostic, Severity},
     playbook::model::Play,
     protocol::{Frame, Go, Init, ToAgent, VERSION},
+    secrets::redact,
     vars::hosts::Known,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{
     Job,
@@ -30,6 +31,7 @@ use crate::exit::Exit;
 mod delegation;
 mod messages;
 mod others;
+mod secrets;
 
 /// Between two looks at the signals while nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
@@ -89,6 +91,8 @@ pub(crate) struct Dispatcher {
     /// Delegated calls under way: who asked, and who carries it out.
     delegated: HashMap<u64, (Waiter, usize)>,
     next_call: u64,
+    /// Hosts that wait for a secret, and the work that gets it for them.
+    asking: HashMap<Waiter, AbortHandle>,
     /// Hosts of the batch that is at work, in order.
     batch: Vec<usize>,
     exit: Exit,
@@ -142,6 +146,7 @@ impl Dispatcher {
             blocked: HashSet::new(),
             delegated: HashMap::new(),
             next_call: 1,
+            asking: HashMap::new(),
             batch: Vec::new(),
             exit: Exit::Done,
             stopping: None,
@@ -170,6 +175,8 @@ impl Dispatcher {
     }
 
     fn tell(&mut self, event: &RunEvent) {
+        let clean = redact::active().then(|| redact::scrubbed(event.clone()));
+        let event = clean.as_ref().unwrap_or(event);
         for sink in &mut self.sinks {
             sink.event(event);
         }

@@ -7,6 +7,7 @@
 //! - [`turns`]: what hosts wait for;
 //! - [`meetings`]: where they wait for each other's results;
 //! - [`batches`]: `serial`;
+//! - [`secrets`]: who answers for secrets, and what is told without them;
 //! - [`events`]: what is told.
 
 pub(crate) mod batches;
@@ -15,11 +16,12 @@ pub(crate) mod events;
 pub(crate) mod meetings;
 pub(crate) mod pack;
 pub(crate) mod remote;
+pub(crate) mod secrets;
 pub(crate) mod turns;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use rollcall_engine::{playbook::model::Bundle, vars::Vars};
+use rollcall_engine::{playbook::model::Bundle, secrets::issuer::Issuer, vars::Vars};
 use serde_json::Value;
 
 /// A run, settled before any host is touched.
@@ -49,6 +51,8 @@ pub(crate) struct Job {
     pub(crate) diff: bool,
     /// `-b`.
     pub(crate) become_default: bool,
+    /// Answers hosts that ask for secrets.
+    pub(crate) issuer: Arc<Issuer>,
 }
 
 /// Where content is.

@@ -2,7 +2,7 @@
 
 use std::{process::Stdio, sync::Arc, time::Instant};
 
-use rollcall_engine::protocol::{Frame, FromAgent};
+use rollcall_engine::protocol::{Answer, Frame, FromAgent};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     sync::{Semaphore, mpsc},
@@ -29,6 +29,10 @@ pub(crate) enum Incoming {
     Started { pushed: bool, millis: u64 },
     /// From the agent.
     Agent(Box<FromAgent>),
+    /// What it asked for takes long.
+    Waiting(String),
+    /// What it asked for has come.
+    Answered { id: u64, answer: Answer },
     /// It could not be reached, or no agent could be started there.
     Unreachable(String),
     /// It was there and is gone.

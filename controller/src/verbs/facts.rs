@@ -89,7 +89,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
                 crate::context::eprint_line(&format!("{}: {reason}", spec.name));
                 return Ok(Exit::Unreachable);
             }
-            Incoming::Started { .. } => {}
+            Incoming::Started { .. } | Incoming::Waiting(_) | Incoming::Answered { .. } => {}
         }
     }
     bail!("{}: no answer", spec.name)

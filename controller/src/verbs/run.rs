@@ -33,6 +33,7 @@ use crate::{
         dispatcher::Dispatcher,
         events::Sink,
         remote::{Dialer, Incoming},
+        secrets,
     },
     ssh::{Agents, Transport, find_agents},
 };
@@ -270,6 +271,7 @@ pub(crate) fn prepare(
         check: args.check,
         diff: args.diff,
         become_default: args.connect.become_root,
+        issuer: Arc::new(secrets::issuer(&context.project)),
     };
     Ok(Prepared { job, transport, agents, forks })
 }

@@ -155,7 +155,7 @@ pub(super) fn lookups() -> Arc<dyn Lookups> {
 pub(super) fn value_of(var: &Var, scope: &Scope) -> Result<Value, EvalError> {
     match &var.binding {
         Binding::Raw(node) => template::render(node, scope),
-        Binding::Data(value) => Ok((**value).clone()),
+        Binding::Data(value) | Binding::Secret(value) => Ok((**value).clone()),
         Binding::Unknown(why) => Err(EvalError::Unknown(why.clone())),
         Binding::Hosts(_) => template::eval("hostvars", var.origin, scope),
     }
@@ -165,7 +165,7 @@ pub(super) fn value_of(var: &Var, scope: &Scope) -> Result<Value, EvalError> {
 pub(super) fn raw_value(var: &Var) -> Value {
     match &var.binding {
         Binding::Raw(node) => node.to_value(),
-        Binding::Data(value) => (**value).clone(),
+        Binding::Data(value) | Binding::Secret(value) => (**value).clone(),
         Binding::Unknown(_) | Binding::Hosts(_) => Value::Null,
     }
 }

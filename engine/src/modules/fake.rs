@@ -258,7 +258,15 @@ impl Write for Fake {
 
 pub(crate) fn call(module: &str, args: Value) -> Invocation {
     let args: Map<String, Value> = args.as_object().cloned().unwrap();
-    Invocation { module: module.into(), args, content: None, environment: Vec::new(), diff: true, timeout: None }
+    Invocation {
+        module: module.into(),
+        args,
+        content: None,
+        environment: Vec::new(),
+        diff: true,
+        timeout: None,
+        secret: false,
+    }
 }
 
 pub(crate) fn plan(host: &dyn Read, module: &str, args: Value) -> Result<Plan, Failure> {

@@ -208,6 +208,9 @@ pub struct Invocation {
     /// The task's `timeout`: its commands are killed after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<f64>,
+    /// Something secret was asked for to make the arguments or the content: differences do not show what changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secret: bool,
 }
 
 /// File content that travels with a call.

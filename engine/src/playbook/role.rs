@@ -331,7 +331,7 @@ impl State<'_> {
                 .map(|(k, v)| {
                     let value = match &v.binding {
                         crate::vars::Binding::Raw(node) => node.to_value(),
-                        crate::vars::Binding::Data(value) => (**value).clone(),
+                        crate::vars::Binding::Data(value) | crate::vars::Binding::Secret(value) => (**value).clone(),
                         crate::vars::Binding::Unknown(why) => serde_json::Value::from(why.as_str()),
                         crate::vars::Binding::Hosts(_) => serde_json::Value::Null,
                     };

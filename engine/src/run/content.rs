@@ -137,7 +137,11 @@ impl Runner<'_> {
             Some(looped) => match loop_items(looped, scope) {
                 Ok(items) => {
                     let count = items.len();
-                    items.iter().enumerate().map(|(i, item)| Some(loop_vars(looped, item, i, count))).collect()
+                    items
+                        .iter()
+                        .enumerate()
+                        .map(|(i, item)| Some(loop_vars(looped, item, i, count, scope.tainted())))
+                        .collect()
                 }
                 Err(error) => return self.tell(task, scope, &error.into(), started),
             },

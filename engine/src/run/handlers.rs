@@ -160,6 +160,8 @@ impl Runner<'_> {
             (Action::Module { name, args }, Some(scope)) => modules::find(name)
                 .filter(|d| d.needs == Needs::Nothing)
                 .and_then(|d| render_args(d.name, args, scope).ok().map(|args| (d.name, args)))
+                // A secret is not written to this host's disk: such a debt is paid by a run that has the handler.
+                .filter(|_| !scope.tainted())
                 .map(|(module, args)| Invocation {
                     module: module.to_owned(),
                     args,
@@ -167,6 +169,7 @@ impl Runner<'_> {
                     environment: Vec::new(),
                     diff: false,
                     timeout: None,
+                    secret: false,
                 }),
             _ => None,
         };

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, Value, json};
+use similar::{ChangeTag, TextDiff};
 
 use super::{
     Runner,
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     diag::{Diagnostic, Span},
     host::limited::Limited,
-    modules::{self, Cx, Failure, Invocation, Needs, Plan},
+    modules::{self, Cx, Diff, Failure, Invocation, Needs, Plan},
     node::{Kind, Node},
     playbook::model::{Expr, Play, Task},
     protocol::{Answer, Ask, Call, Reply},
@@ -20,6 +21,9 @@ use crate::{
     template::{self, EvalError},
     vars::{Layer, Scope, Var},
 };
+
+/// How long two texts are compared: those that have nothing in common would take for ever.
+const DIFF_TIME: Duration = Duration::from_millis(200);
 
 impl Runner<'_> {
     pub(super) fn module(&mut self, play: &Play, task: &Task, name: &str, args: &Node, scope: &Scope) -> Attempt {
@@ -43,7 +47,7 @@ impl Runner<'_> {
         {
             let secret = task.no_log || self.sets_secret(task, scope);
             for (name, value) in outcome.data.get("facts").and_then(Value::as_object).into_iter().flatten() {
-                self.register(name, Var::data(value.clone(), Layer::Registered), secret);
+                self.register(name, Var::data_of(value.clone(), Layer::Registered, scope.tainted()), secret);
             }
         }
         attempt
@@ -58,6 +62,8 @@ impl Runner<'_> {
         scope: &Scope,
     ) -> Result<Invocation, EvalError> {
         let args = render_args(definition.name, args, scope)?;
+        // What a template asks for is told by its content.
+        let secret = scope.tainted();
         let content = match definition.needs {
             Needs::Nothing => None,
             Needs::File => self.file_content(play, task, &args)?,
@@ -82,6 +88,7 @@ impl Runner<'_> {
             environment,
             diff: task.diff.unwrap_or(self.context.init.diff) && !task.no_log,
             timeout,
+            secret,
         })
     }
 
@@ -147,6 +154,11 @@ impl Runner<'_> {
         self.settle(task, noted, changed, attempt)
     }
 
+    /// Who answers a task for secrets: where it only says what it would do, none is made.
+    pub(super) fn answering(&self, task: &Task) -> &Arc<dyn Grants> {
+        if self.checks(task) { self.link.looking() } else { self.link.grants() }
+    }
+
     /// True where this task only says what it would do.
     fn checks(&self, task: &Task) -> bool {
         task.check_mode.unwrap_or(self.context.init.check)
@@ -175,13 +187,13 @@ impl Runner<'_> {
         }
         if check && !self.context.init.check {
             let overlay = crate::host::overlay::Overlay::new(&*self.real);
-            return plan_and_apply(definition, &invocation, &self.context.facts, self.link.grants(), &mut { overlay });
+            return plan_and_apply(definition, &invocation, &self.context.facts, self.link.looking(), &mut { overlay });
         }
         let facts = Arc::clone(&self.context.facts);
         let planned = {
             let host = if check { self.host.as_read() } else { self.real.as_read() };
             let host = if self.context.init.check && !check { self.real.as_read() } else { host };
-            (definition.plan)(&invocation, &Cx { host, facts: &facts, secrets: self.link.grants() })
+            (definition.plan)(&invocation, &Cx { host, facts: &facts, secrets: self.answering(task) })
         };
         let change = match planned {
             Ok(Plan::Unchanged(outcome)) => return Attempt::Done(outcome, Vec::new()),
@@ -192,7 +204,7 @@ impl Runner<'_> {
             Ok(noted) => noted,
             Err(attempt) => return attempt,
         };
-        let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
+        let diffs = diffs(&*change, &invocation);
         let host = if check { &mut *self.host } else { &mut *self.real };
         let (attempt, changed) = match apply(change, host, &invocation) {
             Ok(outcome) => {
@@ -275,7 +287,7 @@ fn plan_and_apply(
     match (definition.plan)(invocation, &Cx { host: host.as_read(), facts, secrets }) {
         Ok(Plan::Unchanged(outcome)) => Attempt::Done(outcome, Vec::new()),
         Ok(Plan::Change(change)) => {
-            let diffs = if invocation.diff { change.diffs() } else { Vec::new() };
+            let diffs = diffs(&*change, invocation);
             match apply(change, host, invocation) {
                 Ok(outcome) => Attempt::Done(outcome, diffs),
                 Err(failure) => Attempt::Failed(failure, Span::NONE),
@@ -283,6 +295,26 @@ fn plan_and_apply(
         }
         Err(failure) => Attempt::Failed(failure, Span::NONE),
     }
+}
+
+/// What a change would look like. Where something secret went into the call, only how much of it.
+fn diffs(change: &dyn modules::Change, invocation: &Invocation) -> Vec<Diff> {
+    if !invocation.diff {
+        return Vec::new();
+    }
+    let diffs = change.diffs();
+    if invocation.secret { diffs.into_iter().map(hidden).collect() } else { diffs }
+}
+
+fn hidden(diff: Diff) -> Diff {
+    if diff.hidden {
+        return diff;
+    }
+    let text = TextDiff::configure().timeout(DIFF_TIME).diff_lines(&diff.before, &diff.after);
+    let count = |tag| text.iter_all_changes().filter(|change| change.tag() == tag).count();
+    let lines = count(ChangeTag::Insert).max(count(ChangeTag::Delete));
+    let after = format!("content hidden ({lines} lines changed)\n");
+    Diff { before: String::new(), after, hidden: true, what: diff.what }
 }
 
 /// Applies a change within the task's time.

@@ -51,6 +51,10 @@ pub trait Link: Send + Sync {
     fn grants(&self) -> &Arc<dyn Grants> {
         grants::nobody()
     }
+    /// The same where nothing may be made: before the first change of a run, and in check mode.
+    fn looking(&self) -> &Arc<dyn Grants> {
+        self.grants()
+    }
     /// Carries a call out as another user of this machine.
     fn as_user(&self, call: &Call) -> Result<Reply, Failure>;
 }

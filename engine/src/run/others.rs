@@ -153,6 +153,7 @@ impl Runner<'_> {
         let known = match &var.binding {
             _ if secret => Known::Hidden,
             Binding::Data(value) => Known::Value(Arc::clone(value)),
+            Binding::Secret(_) => Known::Hidden,
             Binding::Unknown(why) => Known::Unknown(why.clone()),
             Binding::Raw(_) | Binding::Hosts(_) => return,
         };
@@ -169,7 +170,7 @@ impl Runner<'_> {
         let secret = task.no_log || self.sets_secret(task, scope);
         for (key, node) in args.map().unwrap_or_default() {
             let var = match template::render_optional(node, scope) {
-                Ok(Some(value)) if runs => Var::data(value, Layer::Registered),
+                Ok(Some(value)) if runs => Var::data_of(value, Layer::Registered, scope.tainted()),
                 Err(EvalError::Unknown(why)) => unknown(why, task),
                 _ => unknown(why.to_owned(), task),
             };

@@ -20,6 +20,7 @@ use crate::{
     node::{Kind, Node},
     playbook::model::{Action, Block, Item, Loop, Play, RoleId, SearchKind, Task},
     protocol::Go,
+    secrets::grants::Grants,
     template::{self, EvalError, TemplateKind, TemplateSource},
     vars::{Binding, Layer, Scope, Var, Vars},
 };
@@ -27,14 +28,16 @@ use crate::{
 /// Fetches a template's text by its hash.
 pub type Fetch<'a> = &'a dyn Fn(&str) -> Option<Vec<u8>>;
 
-/// What is wrong with the plays that this host is part of, each finding once.
-pub fn preflight(context: &Context, fetch: Fetch<'_>) -> Vec<Diagnostic> {
+/// What is wrong with the plays that this host is part of, each finding once. `looking` is asked for secrets, and makes
+/// none: one that the host may not read, or that is not there and nobody makes, is told here.
+pub fn preflight(context: &Context, fetch: Fetch<'_>, looking: &Arc<dyn Grants>) -> Vec<Diagnostic> {
     let mut found: Vec<Diagnostic> = Vec::new();
     let late = late_names(context);
     for index in &context.init.plays {
         let Some(play) = context.bundle.plays.get(*index) else { continue };
         let go = Go { play: *index, batch: Vec::new(), play_hosts: Vec::new() };
-        let layers = Layers { context, play, magic: Arc::new(magic(context, &go.batch, &go.play_hosts)) };
+        let magic = Arc::new(magic(context, &go.batch, &go.play_hosts));
+        let layers = Layers { context, play, magic, grants: looking };
         let mut check = Check {
             context,
             play,
@@ -206,7 +209,7 @@ impl Check<'_> {
             Ok(items) => {
                 let count = items.len();
                 for (index, item) in items.iter().enumerate() {
-                    let scope = scope.with(loop_vars(looped, item, index, count));
+                    let scope = scope.with(loop_vars(looped, item, index, count, scope.tainted()));
                     match conditions(&task.when, &scope) {
                         Ok(Some(_)) => {}
                         Ok(None) | Err(EvalError::Unknown(_)) => {

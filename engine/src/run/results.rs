@@ -19,6 +19,8 @@ pub struct Failed {
     pub name: String,
     /// Its result.
     pub result: Value,
+    /// Something secret was asked for to carry it out.
+    pub secret: bool,
 }
 
 impl Failed {
@@ -32,7 +34,7 @@ impl Failed {
             ("ansible_failed_task", task),
             ("ansible_failed_result", self.result.clone()),
         ] {
-            vars.insert(name.to_owned(), Var::data(value, Layer::Magic));
+            vars.insert(name.to_owned(), Var::data_of(value, Layer::Magic, self.secret));
         }
         Arc::new(vars)
     }

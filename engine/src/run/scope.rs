@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Context, Runner};
 use crate::{
     playbook::model::{Bundle, Play, Role, RoleId, Task},
+    secrets::grants::Grants,
     vars::{Layer, Scope, Var, Vars},
 };
 
@@ -69,6 +70,7 @@ pub(super) struct Layers<'a> {
     pub(super) context: &'a Context,
     pub(super) play: &'a Play,
     pub(super) magic: Arc<Vars>,
+    pub(super) grants: &'a Arc<dyn Grants>,
 }
 
 impl Layers<'_> {
@@ -82,7 +84,7 @@ impl Layers<'_> {
         let bundle = &self.context.bundle;
         let chain = role_chain(bundle, role);
         let public: Vec<&Role> = self.play.public.iter().filter_map(|id| bundle.roles.get(id.0 as usize)).collect();
-        let mut scope = Scope::new();
+        let mut scope = Scope::new().with_secrets(self.grants);
         for role in public.iter().chain(&chain) {
             scope = scope.with(Arc::clone(&role.defaults));
         }
@@ -115,7 +117,8 @@ impl Layers<'_> {
 impl Runner<'_> {
     /// What a task's expressions see.
     pub(super) fn scope(&self, play: &Play, task: &Task) -> Scope {
-        let layers = Layers { context: self.context, play, magic: Arc::clone(&self.state.magic) };
+        let layers =
+            Layers { context: self.context, play, magic: Arc::clone(&self.state.magic), grants: self.answering(task) };
         let mut late = vec![Arc::clone(&self.state.included), Arc::clone(&self.state.registered)];
         late.extend(self.state.failure.clone());
         let scope = layers.scope(task.role, &task.vars, &late, &self.state.include_params);

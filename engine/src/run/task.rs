@@ -82,10 +82,13 @@ impl Runner<'_> {
                 let mut facts = serde_json::Map::new();
                 let mut result = Value::Null;
                 for (name, var) in self.state.registered.iter() {
-                    let Binding::Data(value) = &var.binding else { continue };
                     if before.get(name) == Some(var) {
                         continue;
                     }
+                    if var.is_secret() && matches!(flow, Flow::Next) {
+                        return self.broken(play, task, secret_for_others(name));
+                    }
+                    let Binding::Data(value) = &var.binding else { continue };
                     if task.register.as_deref() == Some(name) {
                         result = (**value).clone();
                     } else {
@@ -113,7 +116,7 @@ impl Runner<'_> {
                 Flow::Next
             }
             Ok(Answer::Refused(why)) => self.broken(play, task, Failure::new(why)),
-            Ok(Answer::Reply(_) | Answer::Others(_)) => {
+            Ok(Answer::Reply(_) | Answer::Others(_) | Answer::Secret(_)) => {
                 self.broken(play, task, Failure::new("an answer of the wrong kind"))
             }
             Err(failure) => self.broken(play, task, failure),
@@ -211,12 +214,13 @@ impl Runner<'_> {
         if !failed || ignored {
             return Flow::Next;
         }
-        Flow::Failed(Box::new(Failed { name, result: attempt.value().unwrap_or(Value::Null) }))
+        let result = attempt.value().unwrap_or(Value::Null);
+        Flow::Failed(Box::new(Failed { name, result, secret: scope.tainted() }))
     }
 
     fn registered_var(task: &Task, scope: &Scope, attempt: &Attempt) -> Var {
         match attempt.value() {
-            Some(value) => Var::data(value, Layer::Registered),
+            Some(value) => Var::data_of(value, Layer::Registered, scope.tainted()),
             None => Var {
                 binding: Binding::Unknown(format!(
                     "the result of '{}' is not known in check mode",
@@ -260,7 +264,7 @@ impl Runner<'_> {
                 done.push((item, Attempt::Failed(Failure::new("stopped before this item"), task.span)));
                 break;
             }
-            let scope = scope.with(loop_vars(looped, &item, index, count));
+            let scope = scope.with(loop_vars(looped, &item, index, count, scope.tainted()));
             let started = Instant::now();
             let attempt = self.item(play, task, &scope);
             let mut told = attempt.told(self.result_base(task, &scope, started, false), !task.no_log);
@@ -348,7 +352,10 @@ impl Runner<'_> {
             return attempt;
         };
         let scope = match &task.register {
-            Some(name) => scope.with(Vars::from_iter([(name.clone(), Var::data(value, Layer::Registered))])),
+            Some(name) => {
+                let var = Var::data_of(value, Layer::Registered, scope.tainted());
+                scope.with(Vars::from_iter([(name.clone(), var)]))
+            }
             None => scope.clone(),
         };
         let attempt = match &task.failed_when {
@@ -365,6 +372,11 @@ impl Runner<'_> {
             Err(error) => error.into(),
         }
     }
+}
+
+fn secret_for_others(name: &str) -> Failure {
+    Failure::new(format!("run_once: '{name}' holds something secret, which does not travel to the other hosts"))
+        .hint("ask for the secret in the task that needs it: every host that may read it gets the same value")
 }
 
 /// `failed_when` held.
@@ -419,7 +431,10 @@ fn until_holds(task: &Task, scope: &Scope, attempt: Attempt) -> (bool, Attempt) 
     }
     let Some(value) = attempt.value() else { return (true, attempt) };
     let scope = match &task.register {
-        Some(name) => scope.with(Vars::from_iter([(name.clone(), Var::data(value, Layer::Registered))])),
+        Some(name) => {
+            let var = Var::data_of(value, Layer::Registered, scope.tainted());
+            scope.with(Vars::from_iter([(name.clone(), var)]))
+        }
         None => scope.clone(),
     };
     match conditions(&task.until, &scope) {
@@ -447,8 +462,13 @@ pub(super) fn number(node: &Node, scope: &Scope, what: &str) -> Result<f64, Eval
     number.ok_or_else(|| Diagnostic::error(node.span, format!("'{what}' must be a number, this is {value}")).into())
 }
 
-/// The first condition that does not hold; `None` where all do.
+/// The first condition that does not hold; `None` where all do. What a condition looks at does not become part of what the
+/// task makes: a secret in it makes no secret of the task's result.
 pub(super) fn conditions(expressions: &[Expr], scope: &Scope) -> Result<Option<String>, EvalError> {
+    if expressions.is_empty() {
+        return Ok(None);
+    }
+    let scope = &scope.aside();
     for expression in expressions {
         if !template::condition(&expression.text, expression.span, scope)? {
             return Ok(Some(expression.text.clone()));
@@ -472,9 +492,10 @@ pub(super) fn loop_items(looped: &Loop, scope: &Scope) -> Result<Vec<Value>, Eva
     }
 }
 
-pub(super) fn loop_vars(looped: &Loop, item: &Value, index: usize, count: usize) -> Vars {
+/// What a turn of a loop sees. `secret`: its items were made of something secret.
+pub(super) fn loop_vars(looped: &Loop, item: &Value, index: usize, count: usize, secret: bool) -> Vars {
     let mut vars = Vars::new();
-    vars.insert(looped.var.clone(), Var::data(item.clone(), Layer::Magic));
+    vars.insert(looped.var.clone(), Var::data_of(item.clone(), Layer::Magic, secret));
     if let Some(name) = &looped.index_var {
         vars.insert(name.clone(), Var::data(json!(index), Layer::Magic));
     }

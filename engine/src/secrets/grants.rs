@@ -15,6 +15,12 @@ pub trait Grants: fmt::Debug + Send + Sync {
     /// The value of a secret that the host may read; made if it is one that Rollcall makes. Blocks.
     fn secret(&self, name: &Name) -> Result<Secret, GrantError>;
 
+    /// Writes down that something has come about, under a name whose maker is [`Maker::Mark`](super::ownership::Maker):
+    /// the time, once and for all. Returns what stands there. Blocks.
+    fn mark(&self, name: &Name) -> Result<Secret, GrantError> {
+        Err(GrantError::refused(format!("there is nobody to write down '{name}'")))
+    }
+
     /// A certificate for a key that the host keeps. Blocks.
     fn sign(&self, request: &SignRequest) -> Result<Issued, GrantError>;
 }
@@ -69,24 +75,74 @@ impl GrantError {
     pub fn refused(why: impl Into<String>) -> Self {
         Self::Refused { why: why.into(), hint: None }
     }
+
+    /// The same, with what to do about it.
+    pub fn refused_with(why: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused { why: why.into(), hint: Some(hint.into()) }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Refused { hint, .. } => hint.as_deref(),
+            Self::NotYet(_) => None,
+        }
+    }
 }
 
-/// Nobody answers.
+/// What is wanted of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// Its value if it is there: nothing is made.
+    Look,
+    /// Its value, made if it is one that Rollcall makes.
+    Make,
+    /// A mark, see [`Grants::mark`].
+    Mark,
+}
+
+/// Nobody answers, and why.
 #[derive(Debug)]
-struct Nobody;
+struct Nobody {
+    why: &'static str,
+    hint: Option<&'static str>,
+}
+
+impl Nobody {
+    fn refuse<T>(&self, what: &str) -> Result<T, GrantError> {
+        Err(GrantError::Refused { why: format!("{what}: {}", self.why), hint: self.hint.map(str::to_owned) })
+    }
+}
 
 impl Grants for Nobody {
     fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
-        Err(GrantError::refused(format!("there is nobody to ask for the secret '{name}'")))
+        self.refuse(&format!("the secret '{name}' cannot be had"))
+    }
+
+    fn mark(&self, name: &Name) -> Result<Secret, GrantError> {
+        self.refuse(&format!("'{name}' cannot be written down"))
     }
 
     fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
-        Err(GrantError::refused("there is nobody to ask for a certificate"))
+        self.refuse("a certificate cannot be had")
     }
 }
 
 /// Where nobody answers: every question is refused.
 pub fn nobody() -> &'static Arc<dyn Grants> {
-    static NOBODY: LazyLock<Arc<dyn Grants>> = LazyLock::new(|| Arc::new(Nobody));
+    static NOBODY: LazyLock<Arc<dyn Grants>> =
+        LazyLock::new(|| Arc::new(Nobody { why: "there is nobody to ask", hint: None }));
     &NOBODY
+}
+
+/// What a module is told that runs as another user than root: who answers is known to the agent's own process only.
+pub fn not_as_this_user() -> &'static Arc<dyn Grants> {
+    static REFUSING: LazyLock<Arc<dyn Grants>> = LazyLock::new(|| {
+        Arc::new(Nobody {
+            why: "a module asks for secrets as root only, this one runs as another user",
+            hint: Some("set `become: true` on the task, or hand the value over with secret() in an argument"),
+        })
+    });
+    &REFUSING
 }

@@ -9,10 +9,14 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 pub mod grants;
+pub mod issuer;
 pub mod ownership;
+pub mod redact;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;
+/// Bytes of a value at least: what is shorter stands in other words too, and could not be kept out of what is shown.
+pub const MIN_VALUE: usize = 6;
 /// Bytes of a name at most.
 pub const MAX_NAME: usize = 200;
 

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest, suggest},
+    secrets::grants::GrantError,
     vars::Binding,
 };
 
@@ -192,7 +193,12 @@ fn located(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, s
                 return found;
             }
             let message = if detail.is_empty() { kind.to_string() } else { detail.to_owned() };
-            noted(session, origin.finding(range.start, message))
+            let finding = noted(session, origin.finding(range.start, message));
+            let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<GrantError>());
+            match refused.and_then(GrantError::hint) {
+                Some(hint) => finding.hint(hint),
+                None => finding,
+            }
         }
     }
 }

@@ -65,6 +65,10 @@ impl Object for One {
         match self.hosts.find(&self.host, key) {
             Found::Inventory => values::below(&self.hosts.inventory, &self.host, key),
             Found::Value(value) => Some(values::data(&value)),
+            Found::Secret(value) => {
+                self.session.taint();
+                Some(values::data(&value))
+            }
             Found::Unknown(why) => {
                 self.session.fail(EvalError::Unknown(why));
                 Some(invalid())

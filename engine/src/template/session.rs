@@ -148,6 +148,7 @@ impl Session {
 
     /// Something secret was asked for.
     pub(super) fn taint(&self) {
+        self.scope.taint();
         self.secret.store(true, Ordering::Relaxed);
     }
 
@@ -161,6 +162,10 @@ impl Session {
         let var = self.scope.get(name)?;
         Some(match &var.binding {
             Binding::Data(data) => values::data(data),
+            Binding::Secret(data) => {
+                self.taint();
+                values::data(data)
+            }
             Binding::Unknown(why) => {
                 self.fail(EvalError::Unknown(why.clone()));
                 invalid()

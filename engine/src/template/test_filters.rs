@@ -429,7 +429,7 @@ const WRONG: &[(&str, &str)] = &[
     ("lookup('env', 'HOME')", "lookup('env') is evaluated on the controller only"),
     ("lookup('pipe', 'date')", "unknown lookup 'pipe' (run a task with the command module"),
     ("lookup('fil', 'x')", "unknown lookup 'fil' (did you mean 'file'?)"),
-    ("secret('x')", "secrets are not available here"),
+    ("secret('x')", "secret('x') is evaluated on hosts only"),
     (
         "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!' | regex_search('((a|aa)+)(?<!b)$(?=x)\\1')",
         "regex_search: the pattern is too expensive",

@@ -5,10 +5,15 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::{EvalError, Rendered, TemplateKind, TemplateSource, check_template, render_template};
+use super::{EvalError, Rendered, TemplateKind, TemplateSource, check_template, eval, render_template};
 use crate::{
-    diag::{Diagnostic, FileId, Sources},
-    vars::{Binding, Layer, Lookups, Scope, Var, Vars},
+    diag::{Diagnostic, FileId, Sources, Span},
+    node::Node,
+    secrets::{
+        Name, Secret,
+        grants::{GrantError, Grants, Issued, SignRequest},
+    },
+    vars::{Binding, Layer, Scope, Var, Vars},
 };
 use std::{path::Path, sync::Arc};
 
@@ -220,28 +225,54 @@ fn unknown_spreads_through_templates() {
 #[derive(Debug)]
 struct Vault;
 
-impl Lookups for Vault {
-    fn env(&self, _: &str) -> Result<Option<String>, String> {
-        Ok(None)
+impl Grants for Vault {
+    fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
+        match name.as_str() {
+            "later" => Err(GrantError::NotYet("a run makes it".into())),
+            "mine" => Err(GrantError::refused_with("not yours", "ask for yours")),
+            name => Ok(Secret::new(format!("s3cret-{name}"))),
+        }
     }
 
-    fn file(&self, _: &str) -> Result<String, String> {
-        Err("no files".into())
-    }
-
-    fn secret(&self, name: &str) -> Result<String, String> {
-        Ok(format!("s3cret-{name}"))
+    fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
+        Err(GrantError::refused("no"))
     }
 }
 
 #[test]
 fn a_secret_marks_what_was_rendered_with_it() {
-    let scope = scope().with_lookups(Arc::new(Vault));
-    let run = |text| {
-        render_template(TemplateKind::Jinja, &TemplateSource { name: "t", file: FileId(0), text }, &scope, &|_| None)
+    let vault: Arc<dyn Grants> = Arc::new(Vault);
+    let before = scope();
+    let of = |kind, scope: &Scope, text| {
+        render_template(kind, &TemplateSource { name: "t", file: FileId(0), text }, scope, &|_| None)
     };
+    let scope = before.with_secrets(&vault);
+    let run = |text| of(TemplateKind::Jinja, &scope, text);
     assert_eq!(run("{{ secret('k') }}"), Ok(Rendered { text: "s3cret-k".into(), secret: true }));
+    assert!(scope.tainted());
     assert_eq!(run("{{ name }}"), Ok(Rendered { text: "web".into(), secret: false }));
+    // A secret that another variable asks for, in our own templates and in conditions.
+    let node = Node::from_value(&json!("{{ secret('k') }}"), Span::NONE);
+    let vars = Vars::from_iter([
+        ("raw".to_owned(), Var::raw(node, Layer::Play)),
+        ("data".to_owned(), Var::data_of(json!({"x": "y"}), Layer::Registered, true)),
+    ]);
+    let scope = before.with(vars).with_secrets(&vault);
+    let aside = scope.aside();
+    assert!(eval("raw == 's3cret-k' and data.x == 'y'", Span::NONE, &aside).is_ok());
+    assert!(aside.tainted() && !scope.tainted());
+    for (text, shown) in [("{{ raw }}", "s3cret-k"), ("{{ data.x }}", "y")] {
+        let scope = scope.with(Vars::new()).aside();
+        assert_eq!(of(TemplateKind::Tera, &scope, text), Ok(Rendered { text: shown.into(), secret: true }));
+        assert!(scope.tainted());
+    }
+    let error = |text| match eval(text, Span::NONE, &scope) {
+        Err(EvalError::Wrong(error)) => (error.message, error.hint.unwrap_or_default()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(eval("secret('later') or true", Span::NONE, &scope), Err(EvalError::Unknown("a run makes it".into())));
+    assert_eq!(error("secret('mine')"), ("not yours".to_owned(), "ask for yours".to_owned()));
+    assert!(error("secret('No Name')").0.contains("is no name of a secret"));
 }
 
 /// A template over maps with many keys, rendered by this process and by others, must give the same bytes: the order of

@@ -89,6 +89,8 @@ pub enum Found {
     Inventory,
     /// What the host found out or set.
     Value(Arc<Value>),
+    /// The same, made of something secret.
+    Secret(Arc<Value>),
     /// It is there or not; that is not known (yet).
     Unknown(String),
     /// It may not be asked for, or not like this.
@@ -155,7 +157,7 @@ impl HostVars {
             Some(Known::Unknown(why)) => Found::Unknown(format!("'{name}' of '{host}': {why}")),
             Some(Known::Hidden) => Found::Refused {
                 message: format!(
-                    "'{name}' of '{host}' is secret: its task has no_log, so it is not given to other hosts"
+                    "'{name}' of '{host}' is secret (its task has no_log, or asked for a secret), so it is not given to other hosts"
                 ),
                 hint: "set what the others may know with set_fact from something that is no secret".to_owned(),
             },
@@ -166,6 +168,7 @@ impl HostVars {
     fn of_this_host(&self, name: &str) -> Found {
         match self.own.get(name).map(|var| &var.binding) {
             Some(Binding::Data(value)) => Found::Value(Arc::clone(value)),
+            Some(Binding::Secret(value)) => Found::Secret(Arc::clone(value)),
             Some(Binding::Unknown(why)) => Found::Unknown(why.clone()),
             _ if name == FACTS => Found::Value(Arc::clone(&self.facts)),
             _ if !self.running && self.is_set_in_run(name) => {

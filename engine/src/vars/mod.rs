@@ -3,13 +3,19 @@
 //! Precedence is Ansible's for the layers that exist here; [`Layer`]'s order is that table. Values stay unrendered until
 //! an expression asks for them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{diag::Span, node::Node};
+use crate::{diag::Span, node::Node, secrets::grants::Grants};
 
 /// What the hosts of a run know of each other: `hostvars`.
 pub mod hosts;
@@ -70,6 +76,9 @@ pub enum Binding {
     Raw(Arc<Node>),
     /// Data (facts, results, tags, file contents): never rendered.
     Data(Arc<Value>),
+    /// Data that something secret was asked for to make: whatever is made of it is secret too.
+    #[serde(skip)]
+    Secret(Arc<Value>),
     /// Not known in this check: it depends on something that was not done. The text says on what.
     Unknown(String),
     /// `hostvars`: made on each host, it never travels.
@@ -98,12 +107,24 @@ impl Var {
     pub fn data(value: Value, layer: Layer) -> Self {
         Self { origin: Span::NONE, binding: Binding::Data(Arc::new(value)), layer }
     }
+
+    /// The same, as something secret where it is.
+    pub fn data_of(value: Value, layer: Layer, secret: bool) -> Self {
+        let value = Arc::new(value);
+        let binding = if secret { Binding::Secret(value) } else { Binding::Data(value) };
+        Self { origin: Span::NONE, binding, layer }
+    }
+
+    /// True for what is made of something secret.
+    pub fn is_secret(&self) -> bool {
+        matches!(self.binding, Binding::Secret(_))
+    }
 }
 
 /// Variables by name, in order.
 pub type Vars = IndexMap<String, Var>;
 
-/// Where `lookup(…)` and `secret(…)` get their answers. Set on the controller only ([`Scope::with_lookups`]): on a host
+/// Where `lookup(…)` gets its answers. Set on the controller only ([`Scope::with_lookups`]): on a host
 /// they are refused.
 pub trait Lookups: std::fmt::Debug + Send + Sync {
     /// A variable of the environment; `None` where it is not set.
@@ -111,12 +132,6 @@ pub trait Lookups: std::fmt::Debug + Send + Sync {
 
     /// The text of a file, by the path that the expression names.
     fn file(&self, path: &str) -> Result<String, String>;
-
-    /// A secret, by name.
-    fn secret(&self, name: &str) -> Result<String, String> {
-        let _ = name;
-        Err("there is no store of secrets".to_owned())
-    }
 }
 
 /// Lookups in this process's environment and in files below a folder.
@@ -152,6 +167,14 @@ impl Lookups for LocalLookups {
 pub struct Scope {
     layers: Vec<Arc<Vars>>,
     lookups: Option<Arc<dyn Lookups>>,
+    secrets: Option<Asked>,
+}
+
+/// Who answers `secret(…)`, and whether it was asked.
+#[derive(Clone, Debug)]
+struct Asked {
+    grants: Arc<dyn Grants>,
+    tainted: Arc<AtomicBool>,
 }
 
 impl Scope {
@@ -162,19 +185,50 @@ impl Scope {
 
     /// One layer.
     pub fn of(vars: impl Into<Arc<Vars>>) -> Self {
-        Self { layers: vec![vars.into()], lookups: None }
+        Self { layers: vec![vars.into()], ..Self::default() }
     }
 
     /// This scope with one more layer on top.
     pub fn with(&self, vars: impl Into<Arc<Vars>>) -> Self {
         let mut layers = self.layers.clone();
         layers.push(vars.into());
-        Self { layers, lookups: self.lookups.clone() }
+        Self { layers, lookups: self.lookups.clone(), secrets: self.secrets.clone() }
     }
 
     /// This scope, with answers for `lookup(…)`.
     pub fn with_lookups(&self, lookups: Arc<dyn Lookups>) -> Self {
-        Self { layers: self.layers.clone(), lookups: Some(lookups) }
+        Self { lookups: Some(lookups), ..self.clone() }
+    }
+
+    /// This scope, with answers for `secret(…)`. Nothing secret was asked for yet.
+    pub fn with_secrets(&self, grants: &Arc<dyn Grants>) -> Self {
+        let asked = Asked { grants: Arc::clone(grants), tainted: Arc::default() };
+        Self { secrets: Some(asked), ..self.clone() }
+    }
+
+    /// This scope, for what leaves no trace in what is made: conditions. What it asks for does not taint this one.
+    pub fn aside(&self) -> Self {
+        match &self.secrets {
+            Some(asked) => self.with_secrets(&asked.grants),
+            None => self.clone(),
+        }
+    }
+
+    /// What answers `secret(…)`; nothing on the controller.
+    pub fn secrets(&self) -> Option<&Arc<dyn Grants>> {
+        self.secrets.as_ref().map(|asked| &asked.grants)
+    }
+
+    /// Notes that something secret was asked for in this scope, and in those that it was made from.
+    pub(crate) fn taint(&self) {
+        if let Some(asked) = &self.secrets {
+            asked.tainted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// True once something secret was asked for in this scope, or in one made from it.
+    pub fn tainted(&self) -> bool {
+        self.secrets.as_ref().is_some_and(|asked| asked.tainted.load(Ordering::Relaxed))
     }
 
     /// What answers `lookup(…)`; nothing on a host.
@@ -185,7 +239,7 @@ impl Scope {
     /// This scope under all layers of another.
     pub fn over(&self, stronger: &Self) -> Self {
         let layers = self.layers.iter().chain(&stronger.layers).cloned().collect();
-        Self { layers, lookups: stronger.lookups.clone() }
+        Self { layers, lookups: stronger.lookups.clone(), secrets: stronger.secrets.clone() }
     }
 
     /// The variable that wins.

@@ -1,8 +1,16 @@
 //! Tasks that a host's play carries out on another host, or on the controller's machine.
 
-use rollcall_engine::protocol::{Answer, Call, Reply, ToAgent};
+use std::sync::Arc;
 
-use super::{super::turns::Waiter, Dispatcher, State, encode};
+use rollcall_engine::{
+    protocol::{Answer, Call, Reply, ToAgent},
+    secrets::grants::Grants,
+};
+
+use super::{
+    super::{secrets::Here, turns::Waiter},
+    Dispatcher, State, encode,
+};
 
 impl Dispatcher {
     /// A call for another host, or for this machine.
@@ -49,15 +57,23 @@ impl Dispatcher {
     /// On the controller's machine: as the user who started it, without become.
     pub(super) fn here(&mut self, (host, id): Waiter, call: Call) {
         let Some(link) = self.hosts[host].link.clone() else { return };
+        let localhost = self.job.hosts.iter().find(|h| h.name == "localhost");
+        let secrets: Arc<dyn Grants> = Arc::new(Here {
+            issuer: Arc::clone(&self.job.issuer),
+            host: "localhost".to_owned(),
+            groups: localhost.map(|h| h.group_names.clone()).unwrap_or_default(),
+            runtime: tokio::runtime::Handle::current(),
+            check: call.check,
+        });
         // A thread of its own: modules block.
         std::thread::spawn(move || {
-            use rollcall_engine::{facts, host::overlay::Overlay, host::real::Real, run::carry_out, secrets::grants};
+            use rollcall_engine::{facts, host::overlay::Overlay, host::real::Real, run::carry_out};
             let facts = facts::gather(&Real::new());
             let mut real = Real::new();
             let reply = if call.check {
-                carry_out(&call, &facts, grants::nobody(), &mut Overlay::new(&real))
+                carry_out(&call, &facts, &secrets, &mut Overlay::new(&real))
             } else {
-                carry_out(&call, &facts, grants::nobody(), &mut real)
+                carry_out(&call, &facts, &secrets, &mut real)
             };
             let answer = ToAgent::Answer { id, answer: Answer::Reply(Box::new(reply)) };
             if let Ok(bytes) = encode(&answer) {

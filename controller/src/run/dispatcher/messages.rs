@@ -45,7 +45,8 @@ impl Dispatcher {
             self.send(host, &ToAgent::Stop { reason: reason.to_owned() });
         }
         // After the stop, so that an agent knows why it waits no longer.
-        let answers = self.turns.stop(reason);
+        let mut answers = self.turns.stop(reason);
+        answers.extend(self.stop_asking(reason));
         self.answer(answers);
     }
 
@@ -74,6 +75,12 @@ impl Dispatcher {
             Incoming::Unreachable(reason) => self.unreachable(host, reason),
             Incoming::Lost(reason) => self.lost(host, reason),
             Incoming::Agent(message) => self.agent(host, *message),
+            Incoming::Waiting(what) => self.tell(&RunEvent::Waiting { host: self.name(host), what }),
+            Incoming::Answered { id, answer } => {
+                if self.asking.remove(&(host, id)).is_some() {
+                    self.answer(vec![((host, id), answer)]);
+                }
+            }
         }
     }
 
@@ -220,6 +227,10 @@ impl Dispatcher {
             }
             Ask::Others { place, names } => {
                 self.reached(waiter, place, names);
+                Vec::new()
+            }
+            Ask::Secret { name, wish } => {
+                self.secret(waiter, name, wish);
                 Vec::new()
             }
             Ask::Delegate { host, call } => {

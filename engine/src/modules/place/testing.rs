@@ -11,7 +11,15 @@ use crate::{
 /// A call of a module.
 pub(crate) fn call(definition: &Definition, args: Value, content: Option<Content>) -> Invocation {
     let args = args.as_object().cloned().unwrap();
-    Invocation { module: definition.name.into(), args, content, environment: Vec::new(), diff: true, timeout: None }
+    Invocation {
+        module: definition.name.into(),
+        args,
+        content,
+        environment: Vec::new(),
+        diff: true,
+        timeout: None,
+        secret: false,
+    }
 }
 
 /// Plans and applies on the machine; the same on an overlay first, which must say the same.

@@ -8,7 +8,11 @@ use minijinja::{
 };
 
 use super::{super::values, wrong};
-use crate::{diag::nearest, template::session::Session};
+use crate::{
+    diag::nearest,
+    secrets::{Name, grants::GrantError},
+    template::{EvalError, session::Session},
+};
 
 /// Lookups that are known.
 const LOOKUPS: &[&str] = &["env", "file", "vars"];
@@ -27,11 +31,28 @@ pub(super) fn register(env: &mut Environment<'static>) {
         });
     }
     env.add_function("secret", |state: &State, name: String| -> Result<Value, Error> {
-        let session = values::session(state)?;
-        session.taint();
-        let lookups = session.scope.lookups().ok_or_else(|| wrong("secrets are not available here"))?;
-        lookups.secret(&name).map(Value::from).map_err(|e| wrong(format!("secret '{name}': {e}")))
+        secret(&*values::session(state)?, &name)
     });
+}
+
+/// Asks who answers this host. The value taints what it is used for, and so does the attempt to get it.
+fn secret(session: &Session, name: &str) -> Result<Value, Error> {
+    session.taint();
+    let grants = session.scope.secrets().ok_or_else(|| {
+        wrong(format!(
+            "secret('{name}') is evaluated on hosts only: the controller needs this value to know where and in which \
+             order to go, and reads no secret for that"
+        ))
+    })?;
+    let name = Name::new(name).map_err(|bad| wrong(bad.to_string()))?;
+    match grants.secret(&name) {
+        Ok(value) => Ok(Value::from(value.expose())),
+        Err(GrantError::NotYet(why)) => {
+            session.fail(EvalError::Unknown(why));
+            Err(wrong("a secret is not there yet"))
+        }
+        Err(error @ GrantError::Refused { .. }) => Err(wrong(error.to_string()).with_source(error)),
+    }
 }
 
 fn lookup(state: &State, name: &str, terms: &[Value], options: &Kwargs) -> Result<Vec<Value>, Error> {

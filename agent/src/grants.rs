@@ -1,0 +1,69 @@
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use rollcall_engine::{
+    protocol::{Answer, Ask},
+    run::Link as _,
+    secrets::{
+        Name, Secret,
+        grants::{GrantError, Grants, Issued, SignRequest, Wish},
+        redact,
+    },
+};
+
+use crate::link::Controller;
+
+/// The controller, asked for secrets. What it answered is kept for the run: a secret does not change within one.
+#[derive(Clone, Debug)]
+pub(crate) struct Asking {
+    controller: Weak<Controller>,
+    wish: Wish,
+    known: Arc<Mutex<HashMap<Name, Secret>>>,
+}
+
+impl Asking {
+    pub(crate) fn new(controller: Weak<Controller>, wish: Wish) -> Self {
+        Self { controller, wish, known: Arc::default() }
+    }
+
+    /// The same with another wish: what one was answered the other one knows.
+    pub(crate) fn with(&self, wish: Wish) -> Self {
+        Self { wish, ..self.clone() }
+    }
+
+    fn ask(&self, name: &Name, wish: Wish) -> Result<Secret, GrantError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = known().get(name) {
+            return Ok(value.clone());
+        }
+        let controller = self.controller.upgrade().ok_or_else(|| GrantError::refused("the run is over"))?;
+        let answer = controller.ask(Ask::Secret { name: name.to_string(), wish });
+        let value = match answer.map_err(|failure| GrantError::refused(failure.message))? {
+            Answer::Secret(answer) => answer?.0,
+            Answer::Refused(why) => return Err(GrantError::refused(why)),
+            _ => return Err(GrantError::refused("an answer of the wrong kind")),
+        };
+        redact::register(&value);
+        known().insert(name.clone(), value.clone());
+        Ok(value)
+    }
+}
+
+impl Grants for Asking {
+    fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
+        self.ask(name, self.wish)
+    }
+
+    fn mark(&self, name: &Name) -> Result<Secret, GrantError> {
+        match self.wish {
+            Wish::Look => Err(GrantError::NotYet(format!("'{name}' is written down when this is carried out"))),
+            Wish::Make | Wish::Mark => self.ask(name, Wish::Mark),
+        }
+    }
+
+    fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
+        Err(GrantError::refused("the controller signs no certificates"))
+    }
+}
