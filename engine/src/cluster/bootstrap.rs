@@ -30,6 +30,8 @@ pub trait Cluster {
     fn bootstrap(&mut self, secret: &Secret) -> Result<Secret, ApiError>;
     /// The token of the secret.
     fn own_token(&mut self, secret: &Secret) -> Result<Token, ApiError>;
+    /// Whether anybody has done it, with whatever secret.
+    fn is_bootstrapped(&mut self, secret: &Secret) -> Result<bool, ApiError>;
     /// Time since the beginning.
     fn elapsed(&self) -> Duration;
     /// Waits.
@@ -54,6 +56,11 @@ pub enum BootstrapError {
         /// What the call said.
         said: String,
     },
+    /// A cluster was formed before, and this one is not it.
+    #[error(
+        "this cluster was formed before, and what answers now has never been bootstrapped: all its servers lost what they had"
+    )]
+    TotalLoss,
     /// ACLs are off on this host.
     #[error("ACLs are off")]
     Off(#[source] ApiError),
@@ -87,6 +94,8 @@ pub enum BootstrapError {
 pub struct Limits {
     /// How many servers must vote before the call; `None`: any number.
     pub peers: Option<usize>,
+    /// The cluster has been formed before: a fresh one in its place is a loss, not a beginning.
+    pub formed: bool,
     /// For all of it.
     pub time: Duration,
 }
@@ -108,6 +117,18 @@ pub fn run(cluster: &mut dyn Cluster, secret: &Secret, limits: Limits) -> Result
         // Somebody may have been faster; and where ACLs are off, this server says so.
         if let Seen::Management = look(cluster, secret)? {
             return Ok(if lost { Done::Here } else { Done::Elsewhere });
+        }
+        if limits.formed && !lost {
+            match cluster.is_bootstrapped(secret) {
+                Ok(true) => {}
+                Ok(false) => return Err(BootstrapError::TotalLoss),
+                Err(error) => {
+                    last = error.to_string();
+                    in_time(cluster, limits, &last)?;
+                    cluster.pause(POLL);
+                    continue;
+                }
+            }
         }
         let called = cluster.bootstrap(secret);
         match verify(cluster, secret, &called)? {

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +21,10 @@ use crate::{
         bootstrap::{self, BootstrapError, Cluster, Done, Limits},
         consul::{ApiError, Consul, Kind, Token},
     },
-    secrets::Secret,
+    secrets::{
+        Name, Secret,
+        grants::{GrantError, Grants},
+    },
 };
 
 args! {
@@ -30,6 +34,9 @@ args! {
         secret []: Option<Hidden>;
         /// The name of the secret instead, `consul/management`: it is written down before anything is asked of the cluster.
         secret_from []: Option<SecretName>;
+        /// The name under which it is written down that the cluster was formed, `consul/formed`. A fresh cluster in the place of one
+        /// that was formed before is refused: its servers lost what they had.
+        mark []: Option<SecretName>;
         /// The version that the servers run. Those before 1.15 choose the secret themselves, and are refused.
         version []: Release, required;
         /// How many servers must vote before it is done.
@@ -77,6 +84,7 @@ pub const DEFINITION: Definition = Definition {
     results: &[&[
         ("accessor_id", "The accessor of the token; not its secret."),
         ("foreign_bootstrap", "In failures: someone else bootstrapped the cluster."),
+        ("total_loss", "In failures: the cluster was formed before, and a fresh one stands in its place."),
     ]],
     example: "- name: the cluster's first token\n  consul_acl_bootstrap:\n    secret_from: consul/management\n    version: 1.22.2\n    servers: 3\n",
     plan,
@@ -104,18 +112,70 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Opened::Client(consul) => *consul,
         Opened::Later(plan) => return Ok(plan),
     };
+    let mark = match &args.mark {
+        None => None,
+        Some(name) => {
+            Some(Mark { formed: was_formed(name, cx)?, name: name.0.clone(), grants: Arc::clone(cx.secrets) })
+        }
+    };
     match consul.with(&secret).own_token(false) {
         Ok(token) if token.management => {
-            return Ok(Plan::Unchanged(Outcome::unchanged().with("accessor_id", token.accessor)));
+            let outcome = Outcome::unchanged().with("accessor_id", token.accessor);
+            return Ok(match mark {
+                // Whoever bootstrapped it did not come to that, or is about to.
+                Some(mark) if !mark.formed => {
+                    let diff = api::diff("consul's cluster".into(), "", "formed\n");
+                    Act::plan(diff, outcome.clone(), move |_| mark.set().map(|()| outcome))
+                }
+                _ => Plan::Unchanged(outcome),
+            });
         }
         Ok(token) => return Err(explain(BootstrapError::Weak { accessor: token.accessor })),
         Err(error) if cx.host.is_overlay() => return check(&consul.with(&secret), error),
         // Whatever it is, the bootstrap deals with it.
         Err(_) => {}
     }
-    let limits = Limits { peers: args.servers.map(|n| n as usize), time: args.timeout };
+    let formed = mark.as_ref().is_some_and(|mark| mark.formed);
+    let limits = Limits { peers: args.servers.map(|n| n as usize), formed, time: args.timeout };
     let diff = api::diff("consul ACLs".into(), "", "bootstrapped\n");
-    Ok(Act::plan(diff, Outcome::changed(), move |_| bootstrap(consul, &secret, limits)))
+    Ok(Act::plan(diff, Outcome::changed(), move |_| {
+        let outcome = bootstrap(consul, &secret, limits)?;
+        if let Some(mark) = mark.filter(|mark| !mark.formed) {
+            mark.set().map_err(|failure| Failure { changed: outcome.changed, ..failure })?;
+        }
+        Ok(outcome)
+    }))
+}
+
+/// Where it is written down that the cluster was formed.
+#[derive(Debug)]
+struct Mark {
+    name: Name,
+    /// It stood there when the task began.
+    formed: bool,
+    grants: Arc<dyn Grants>,
+}
+
+impl Mark {
+    fn set(&self) -> Result<(), Failure> {
+        self.grants.mark(&self.name).map(drop).map_err(refused)
+    }
+}
+
+fn was_formed(name: &SecretName, cx: &Cx<'_>) -> Result<bool, Failure> {
+    match cx.secrets.secret(&name.0) {
+        Ok(_) => Ok(true),
+        Err(GrantError::NotYet(_)) => Ok(false),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+fn refused(error: GrantError) -> Failure {
+    let failure = Failure::new(format!("argument 'mark': {error}"));
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 /// What a check can know.
@@ -158,6 +218,12 @@ fn explain(error: BootstrapError) -> Failure {
                  'Someone else bootstrapped' in docs/role-consul.md",
             )
             .with("foreign_bootstrap", true),
+        BootstrapError::TotalLoss => failure
+            .hint(
+                "nothing was bootstrapped. Bring a server back that still has its data folder, or restore a snapshot; if the cluster is to \
+                 begin anew, take the mark away (`controller secret delete consul/formed`), and run again",
+            )
+            .with("total_loss", true),
         BootstrapError::Off(_) => failure.hint("set `acl: {enabled: true}` in the configuration of all servers"),
         BootstrapError::Weak { .. } => {
             failure.hint("the secret has been used for another token: take that one away, or give another secret")
@@ -197,6 +263,9 @@ impl Cluster for Real {
     }
     fn own_token(&mut self, secret: &Secret) -> Result<Token, ApiError> {
         self.consul.with(secret).own_token(false)
+    }
+    fn is_bootstrapped(&mut self, secret: &Secret) -> Result<bool, ApiError> {
+        self.consul.with(secret).is_bootstrapped()
     }
     fn elapsed(&self) -> Duration {
         self.begun.elapsed()

@@ -46,6 +46,7 @@ struct Fake {
     /// What the token is refused with, first.
     looks: Vec<Kind>,
     management: bool,
+    formed: bool,
 }
 
 impl Fake {
@@ -62,6 +63,7 @@ impl Fake {
             made: Duration::ZERO,
             looks: Vec::new(),
             management: true,
+            formed: false,
         }
     }
 
@@ -77,7 +79,8 @@ impl Fake {
     }
 
     fn run(&mut self) -> Result<Done, BootstrapError> {
-        run(self, &ours(), Limits { peers: Some(3), time: Duration::from_mins(5) })
+        let limits = Limits { peers: Some(3), formed: self.formed, time: Duration::from_mins(5) };
+        run(self, &ours(), limits)
     }
 }
 
@@ -126,6 +129,10 @@ impl Cluster for Fake {
         } else {
             Err(error(Kind::UnknownToken))
         }
+    }
+    fn is_bootstrapped(&mut self, _: &Secret) -> Result<bool, ApiError> {
+        self.settle();
+        Ok(self.secret.is_some())
     }
     fn elapsed(&self) -> Duration {
         self.clock
@@ -234,4 +241,15 @@ fn what_will_not_pass_ends_it() {
     let mut never = Fake::new(&[Fate::Fails(Kind::Lost); 1000]);
     assert!(matches!(never.run(), Err(BootstrapError::GaveUp { .. })));
     assert!(never.clock >= Duration::from_mins(5) && never.clock < Duration::from_mins(6));
+}
+
+#[test]
+fn a_cluster_that_was_formed_before_is_not_formed_anew() {
+    let mut lost = Fake { formed: true, ..Fake::new(&[]) };
+    assert_eq!((lost.run(), lost.calls), (Err(BootstrapError::TotalLoss), 0));
+    // Its servers are back, or it is the stranger's.
+    let mut back = Fake { formed: true, secret: Some(ours()), ..Fake::new(&[]) };
+    assert_eq!((back.run(), back.calls), (Ok(Done::Elsewhere), 0));
+    let mut foreign = Fake { formed: true, secret: Some(Secret::new("stranger")), ..Fake::new(&[]) };
+    assert!(matches!(foreign.run(), Err(BootstrapError::Foreign { .. })));
 }

@@ -16,7 +16,7 @@ fn answer(status: &str, body: &str) -> String {
 }
 
 fn stored(secret: &str, description: &str) -> String {
-    let accessor = accessor("test", "dns");
+    let accessor = accessor("test", "dns").to_string();
     let body = json!({"AccessorID": accessor, "SecretID": secret, "Description": description,
         "Policies": [{"ID": "x", "Name": "names"}], "Local": false});
     answer("200 OK", &body.to_string())

@@ -1,6 +1,5 @@
 use serde_json::{Value, json};
 
-use super::*;
 use crate::modules::{
     fake::{Fake, go, plan},
     http::tests::Server,
