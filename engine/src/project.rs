@@ -8,14 +8,15 @@ use std::{
 use crate::{
     diag::{Diagnostic, Diagnostics, Sources},
     node::{Fields, Kind, Node},
+    secrets::{
+        issuer::Own,
+        settings::{KINDS, Settings},
+    },
     yaml,
 };
 
 /// The name of the file.
 pub const FILE: &str = "rollcall.yaml";
-
-/// Stores that a project may name.
-const STORES: &[&str] = &["file", "aws-secretsmanager", "aws-ssm", "vault", "consul-kv"];
 
 /// A project. Paths are ready to be used: relative ones were taken relative to the file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,9 +71,9 @@ pub struct Ssh {
 /// `store:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Store {
-    /// Which one.
-    pub kind: String,
-    /// Its settings, as written.
+    /// Which one, as written.
+    pub kind: Node,
+    /// Its settings, as written, without `type`.
     pub settings: Node,
 }
 
@@ -132,7 +133,7 @@ impl Project {
         if let Some(value) = fields.take("ssh") {
             project.ssh = Ssh::parse(value, root, &mut out);
         }
-        project.store = fields.take("store").and_then(|n| Store::parse(n, &mut out));
+        project.store = fields.take("store").and_then(|n| Store::parse(n, root, &mut out));
         fields.finish(&mut out);
         if out.has_errors() { Err(out) } else { Ok(project) }
     }
@@ -179,8 +180,9 @@ impl Ssh {
 }
 
 impl Store {
-    fn parse(node: &Node, out: &mut Diagnostics) -> Option<Self> {
-        let (name, settings) = match &node.kind {
+    /// Takes the section apart; its settings are right, or told.
+    fn parse(node: &Node, root: &Path, out: &mut Diagnostics) -> Option<Self> {
+        let (kind, settings) = match &node.kind {
             Kind::Str(_) => (Some(node), Node { span: node.span, kind: Kind::Map(Vec::new()) }),
             Kind::Map(entries) => {
                 let rest = entries.iter().filter(|(k, _)| k.name != "type").cloned().collect();
@@ -191,22 +193,23 @@ impl Store {
                 return None;
             }
         };
-        let Some(name) = name else {
-            out.push(Diagnostic::error(node.span, "store needs 'type'").hint(format!("one of {}", STORES.join(", "))));
+        let Some(kind) = kind else {
+            out.push(Diagnostic::error(node.span, "store needs 'type'").hint(format!("one of {}", KINDS.join(", "))));
             return None;
         };
-        let kind = text(name, out)?;
-        if !STORES.contains(&kind.as_str()) {
-            out.push(
-                Diagnostic::error(name.span, format!("unknown store '{kind}'")).nearest(&kind, STORES.iter().copied()),
-            );
-            return None;
-        }
-        Some(Self { kind, settings })
+        let store = Self { kind: kind.clone(), settings };
+        let before = out.0.len();
+        Own::read(&store, out);
+        store.read(root, out).filter(|_| out.0.len() == before).map(|_| store)
+    }
+
+    /// The settings; relative paths start at `root`, the project's folder.
+    pub fn read(&self, root: &Path, out: &mut Diagnostics) -> Option<Settings> {
+        Settings::read(&self.kind, &self.settings, root, out)
     }
 }
 
-fn text(node: &Node, out: &mut Diagnostics) -> Option<String> {
+pub(crate) fn text(node: &Node, out: &mut Diagnostics) -> Option<String> {
     match node.scalar_text() {
         Ok(text) if !text.trim().is_empty() => Some(text),
         Ok(_) => {
@@ -220,7 +223,7 @@ fn text(node: &Node, out: &mut Diagnostics) -> Option<String> {
     }
 }
 
-fn texts(node: &Node, out: &mut Diagnostics) -> Vec<String> {
+pub(crate) fn texts(node: &Node, out: &mut Diagnostics) -> Vec<String> {
     node.one_or_many().into_iter().filter_map(|n| text(n, out)).collect()
 }
 
@@ -236,7 +239,7 @@ fn count(node: &Node, key: &str, most: usize, out: &mut Diagnostics) -> Option<u
 }
 
 /// Seconds, whole or not; zero only where it means something.
-fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<Duration> {
+pub(crate) fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<Duration> {
     let number = node.to_value().as_f64().filter(|n| if zero { *n >= 0.0 } else { *n > 0.0 });
     let time = number.and_then(|n| Duration::try_from_secs_f64(n).ok());
     if time.is_none() {
@@ -247,7 +250,7 @@ fn seconds(node: &Node, key: &str, zero: bool, out: &mut Diagnostics) -> Option<
 }
 
 /// A path of the file: `~/` is the home folder, a relative one starts at the file.
-fn resolve(root: &Path, path: &str) -> PathBuf {
+pub(crate) fn resolve(root: &Path, path: &str) -> PathBuf {
     match (path.strip_prefix("~/"), std::env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => root.join(path),
@@ -287,7 +290,10 @@ mod tests {
         assert!(read("ssh: {connect_timeout: 0}\n").is_err());
         assert!(read("ssh: {keepalive: soon}\n").is_err());
         let store = project.store.unwrap();
-        assert_eq!((store.kind.as_str(), store.settings.to_value()), ("file", serde_json::json!({"path": "secrets"})));
+        assert_eq!(
+            (store.kind.as_str(), store.settings.to_value()),
+            (Some("file"), serde_json::json!({"path": "secrets"}))
+        );
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rollcall_engine::{
+    diag::{Diagnostics, Sources, Span},
     project::Project,
     secrets::{
-        Name, Secret,
+        self, Name, Secret, SecretStore,
         grants::{GrantError, Grants, Issued, SignRequest, Wish},
         issuer::{Issuer, Own},
         ownership::Reader,
@@ -16,8 +17,34 @@ use rollcall_engine::{
 use super::events::RunEvent;
 
 /// Who answers the hosts of a project's run. The store is opened when the first secret is asked for.
-pub(crate) fn issuer(_project: &Project) -> Issuer {
-    Issuer::new(Box::new(|| Err(GrantError::refused("the project has no store of secrets"))), Own::default())
+pub(crate) fn issuer(project: &Project, sources: &Arc<Sources>) -> Issuer {
+    // What is wrong with the grants was told when the project was read.
+    let own = project.store.as_ref().map(|store| Own::read(store, &mut Diagnostics::default()));
+    let (project, sources) = (project.clone(), Arc::clone(sources));
+    Issuer::new(Box::new(move || open(&project, &sources)), own.unwrap_or_default())
+}
+
+fn open(project: &Project, sources: &Sources) -> Result<Arc<dyn SecretStore>, GrantError> {
+    let cluster = project.cluster.as_deref().ok_or_else(|| {
+        GrantError::refused_with(
+            "the project does not say which cluster it is, and each cluster has its own secrets",
+            "give it a name in rollcall.yaml: `cluster: NAME`",
+        )
+    })?;
+    let wrong = |found: Diagnostics| {
+        let hint = found.0.iter().find_map(|d| d.hint.clone());
+        let why: Vec<String> = found.0.iter().map(|d| format!("{}{}", place(sources, d.span), d.message)).collect();
+        GrantError::Refused { why: format!("the secrets store cannot be opened: {}", why.join("; ")), hint }
+    };
+    secrets::open::open(project.store.as_ref(), cluster, &project.root).map_err(wrong)
+}
+
+/// `rollcall.yaml:3: `, where there is such a place.
+fn place(sources: &Sources, span: Span) -> String {
+    match sources.get(span.file) {
+        Some(source) if span.line > 0 => format!("{}:{}: ", source.path.display(), span.line),
+        _ => String::new(),
+    }
 }
 
 /// Answers a task that is delegated to this machine, as any host is answered: with the rights of the inventory's

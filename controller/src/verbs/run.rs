@@ -271,7 +271,7 @@ pub(crate) fn prepare(
         check: args.check,
         diff: args.diff,
         become_default: args.connect.become_root,
-        issuer: Arc::new(secrets::issuer(&context.project)),
+        issuer: Arc::new(secrets::issuer(&context.project, &context.sources)),
     };
     Ok(Prepared { job, transport, agents, forks })
 }

@@ -16,6 +16,11 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use globset::{GlobBuilder, GlobMatcher};
 use tokio::sync::Mutex as AsyncMutex;
 
+use crate::{
+    diag::{Diagnostic, Diagnostics},
+    project::{Store, texts},
+};
+
 use super::{
     MIN_VALUE, Name, Secret, SecretStore, StoreError,
     grants::{GrantError, Wish},
@@ -47,6 +52,23 @@ struct OwnRule {
 }
 
 impl Own {
+    /// The grants of a project: `grants:` of its store, a mapping of patterns of names to groups.
+    pub fn read(store: &Store, out: &mut Diagnostics) -> Self {
+        let mut own = Self::default();
+        let Some(node) = store.settings.get("grants") else { return own };
+        let Ok(entries) = node.map() else {
+            out.push(node.expected("a mapping of names of secrets to groups"));
+            return own;
+        };
+        for (name, groups) in entries {
+            let groups = texts(groups, out);
+            if let Err(why) = own.grant(&name.name, groups) {
+                out.push(Diagnostic::error(name.span, why));
+            }
+        }
+        own
+    }
+
     /// Adds a grant. The pattern is a name in which `*` stands for anything inside of a part, `**` for any number of parts.
     pub fn grant(&mut self, pattern: &str, groups: Vec<String>) -> Result<(), String> {
         let first = pattern.split('/').next().unwrap_or_default();

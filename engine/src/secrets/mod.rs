@@ -8,10 +8,17 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
+#[cfg(feature = "stores")]
+pub mod file;
 pub mod grants;
 pub mod issuer;
+#[cfg(feature = "stores")]
+pub mod open;
 pub mod ownership;
+#[cfg(feature = "stores")]
+pub mod probe;
 pub mod redact;
+pub mod settings;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;
@@ -161,6 +168,20 @@ impl StoreError {
             Self::Unavailable { hint, .. } | Self::Impossible { hint, .. } => hint.as_deref(),
             Self::Unknown { .. } | Self::Denied { .. } => None,
         }
+    }
+}
+
+/// What every store refuses: a value that the smallest of them could not keep.
+pub fn check_value(store: &str, name: &Name, value: &Secret) -> Result<(), StoreError> {
+    let impossible =
+        |why, hint: &str| Err(StoreError::Impossible { store: store.to_owned(), why, hint: Some(hint.to_owned()) });
+    match value.expose().len() {
+        0 => impossible(format!("the value for '{name}' is empty"), "to take a name away, delete it"),
+        1..=MAX_VALUE => Ok(()),
+        size => impossible(
+            format!("the value for '{name}' has {size} bytes, which is more than {MAX_VALUE}"),
+            "a store holds keys and tokens; files belong to the project, encrypted if need be",
+        ),
     }
 }
 

@@ -1,0 +1,76 @@
+//! From a project's settings to its store.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    SecretStore,
+    file::{FileStore, Places},
+    settings::{self, Settings, is_plain},
+};
+use crate::{
+    diag::{Diagnostic, Diagnostics, Span},
+    project::Store,
+};
+
+/// The store of a cluster. Without `store:` it is the `file` store in its usual place. Nothing is asked, read or made before
+/// the store is used.
+///
+/// `cluster` is the cluster's name, under which its secrets are kept; `root` the project's folder.
+pub fn open(store: Option<&Store>, cluster: &str, root: &Path) -> Result<Arc<dyn SecretStore>, Diagnostics> {
+    if cluster.is_empty() || cluster.starts_with('.') || !cluster.bytes().all(is_plain) {
+        let wrong = Diagnostic::error(Span::NONE, format!("'{cluster}' cannot name a cluster with secrets"))
+            .hint("'cluster' of rollcall.yaml: letters, digits, '-', '_' and '.'");
+        return Err(wrong.into());
+    }
+    let mut out = Diagnostics::default();
+    let settings = match store {
+        Some(store) => store.read(root, &mut out),
+        None => Some(Settings::File(settings::File::default())),
+    };
+    let Some(settings) = settings else { return Err(out) };
+    let span = store.map_or(Span::NONE, |store| store.kind.span);
+    match settings {
+        Settings::File(settings) => {
+            let places = places(settings, cluster, span, root)?;
+            Ok(Arc::new(FileStore::new(cluster, places)))
+        }
+        Settings::Vault(_) | Settings::Aws(_) => {
+            Err(Diagnostic::error(span, "this store is not there yet").hint("the store 'file' is").into())
+        }
+    }
+}
+
+/// Where a `file` store is: as told, or in the user's folders.
+fn places(settings: settings::File, cluster: &str, span: Span, root: &Path) -> Result<Places, Diagnostic> {
+    let missing = |key: &str| {
+        Diagnostic::error(span, "there is no home folder, in which the store's files usually are")
+            .hint(format!("'{key}' of the store names the file"))
+    };
+    let makes_folder = settings.path.is_none();
+    let path = match settings.path {
+        Some(path) => std::path::absolute(root.join(&path)).unwrap_or(path),
+        None => xdg("XDG_DATA_HOME", ".local/share").ok_or_else(|| missing("path"))?.join(format!("{cluster}.age")),
+    };
+    let identity = match settings.identity {
+        Some(identity) => identity,
+        None => xdg("XDG_CONFIG_HOME", ".config").ok_or_else(|| missing("identity"))?.join("identity.txt"),
+    };
+    Ok(Places {
+        path,
+        identity,
+        seen: xdg("XDG_STATE_HOME", ".local/state").map(|state| state.join("stores")),
+        recipients: settings.recipients,
+        lock_timeout: settings.lock_timeout,
+        makes_folder,
+    })
+}
+
+/// A folder of the user's for this program, after XDG.
+fn xdg(variable: &str, usual: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = named.or_else(|| std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(usual)))?;
+    Some(base.join("rollcall"))
+}
