@@ -76,8 +76,7 @@ impl Cluster {
             .file("inventory.yaml", &inventory)
             .file("group_vars/all.yaml", &vars)
             .file("bootstrap.yaml", bootstrap);
-        let project = project
-            .file("servers.yaml", "- hosts: consul_servers\n  become: true\n  roles: [consul]\n");
+        let project = project.file("servers.yaml", "- hosts: consul_servers\n  become: true\n  roles: [consul]\n");
         let cluster = Self { hosts, project };
         cluster.run("servers.yaml", &[]).ok();
         cluster
@@ -90,7 +89,8 @@ impl Cluster {
     /// A request on a server with the bootstrap's token; the body of the answer.
     #[track_caller]
     fn get(&self, server: usize, path: &str) -> Value {
-        let line = format!("curl --silent --fail --header 'X-Consul-Token: {SECRET}' 'http://127.0.0.1:8500/v1/{path}'");
+        let line =
+            format!("curl --silent --fail --header 'X-Consul-Token: {SECRET}' 'http://127.0.0.1:8500/v1/{path}'");
         self.hosts.root(server, &line).ok().json()
     }
 
@@ -139,7 +139,11 @@ fn of_all_that_bootstrap_at_once_one_does_and_all_have_its_token() {
         let again = cluster.run("bootstrap.yaml", more).ok();
         assert_eq!(counted(&again, "changed") + counted(&again, "may_change"), 0, "{}", again.report());
     }
-    cluster.run("bootstrap.yaml", &["-e", "the_secret=hunter2"]).ends(4).says("the secret is no UUID").never_says("hunter2\" is");
+    cluster
+        .run("bootstrap.yaml", &["-e", "the_secret=hunter2"])
+        .ends(4)
+        .says("the secret is no UUID")
+        .never_says("hunter2\" is");
 
     policies_and_tokens(&cluster);
     agents_keep_their_tokens(&cluster);
@@ -193,13 +197,15 @@ fn policies_and_tokens(cluster: &Cluster) {
     // All servers make all of it at once: what one made, the others find.
     let first = cluster.run("things.yaml", &["--diff"]).ok().never_says(SECRET).never_says(made);
     assert!(counted(&first, "changed") >= 4, "{}", first.report());
-    for (path, count) in [("acl/policies", "catalog"), ("acl/roles", "shop"), ("acl/tokens", "Made by Rollcall: shop")] {
+    for (path, count) in [("acl/policies", "catalog"), ("acl/roles", "shop"), ("acl/tokens", "Made by Rollcall: shop")]
+    {
         let list = cluster.get(0, path);
         let found = list.as_array().expect("it is a list").iter().filter(|thing| thing.to_string().contains(count));
         assert!(found.count() >= 1, "{path}: {list}");
     }
     for server in 0..SERVERS {
-        let works = format!("curl --silent --fail --header 'X-Consul-Token: {made}' http://127.0.0.1:8500/v1/catalog/nodes");
+        let works =
+            format!("curl --silent --fail --header 'X-Consul-Token: {made}' http://127.0.0.1:8500/v1/catalog/nodes");
         assert!(cluster.hosts.root(server, &works).ok().out.contains(cluster.hosts.name(0)));
     }
     let again = cluster.run("things.yaml", &[]).ok();
@@ -225,7 +231,9 @@ fn policies_and_tokens(cluster: &Cluster) {
     // What is ours goes; what is not, stays.
     let gone = cluster.run("things.yaml", &["-e", "state=absent"]).ok();
     assert!(counted(&gone, "changed") >= 3, "{}", gone.report());
-    let put = format!("curl {header} --request PUT --data '{{\"Name\": \"catalog\", \"Rules\": \"\"}}' http://127.0.0.1:8500/v1/acl/policy");
+    let put = format!(
+        "curl {header} --request PUT --data '{{\"Name\": \"catalog\", \"Rules\": \"\"}}' http://127.0.0.1:8500/v1/acl/policy"
+    );
     cluster.hosts.root(0, &put).ok();
     cluster.run("things.yaml", &["-e", "state=absent"]).ends(4).says("policy 'catalog' was not made by Rollcall");
     // What Consul will not take is told in its words.
@@ -279,7 +287,8 @@ fn agents_keep_their_tokens(cluster: &Cluster) {
 #[test]
 fn a_strangers_bootstrap_is_told_by_its_own_exit_code_and_nothing_is_reset() {
     let cluster = Cluster::with_acls("");
-    let theirs = cluster.hosts.root(1, "curl --silent --fail --request PUT http://127.0.0.1:8500/v1/acl/bootstrap").ok().json();
+    let theirs =
+        cluster.hosts.root(1, "curl --silent --fail --request PUT http://127.0.0.1:8500/v1/acl/bootstrap").ok().json();
     let their_secret = theirs["SecretID"].as_str().expect("it has a secret").to_owned();
     let refused = cluster.run("bootstrap.yaml", &[]).ends(8);
     let refused = refused.says("someone else bootstrapped this cluster").says("Nothing was reset").never_says(SECRET);
@@ -287,7 +296,9 @@ fn a_strangers_bootstrap_is_told_by_its_own_exit_code_and_nothing_is_reset() {
     assert_eq!(counted(&refused, "changed"), 0);
     for server in 0..SERVERS {
         cluster.hosts.root(server, "test ! -e /var/lib/consul/acl-bootstrap-reset").ok();
-        let works = format!("curl --silent --fail --header 'X-Consul-Token: {their_secret}' http://127.0.0.1:8500/v1/acl/token/self");
+        let works = format!(
+            "curl --silent --fail --header 'X-Consul-Token: {their_secret}' http://127.0.0.1:8500/v1/acl/token/self"
+        );
         cluster.hosts.root(server, &works).ok();
     }
     // It was us after all: the token's secret is what all have now.

@@ -123,7 +123,7 @@ fn hcl_names(text: &str) -> Result<Vec<String>, String> {
     // After `=` stands a value, not a name.
     let mut value = false;
     while let Some((at, c)) = rest.next() {
-        let line = || text[..at].lines().count().max(1);
+        let line = || text[..at].matches('\n').count() + 1;
         match c {
             '#' => while rest.next_if(|(_, c)| *c != '\n').is_some() {},
             '/' if rest.next_if(|(_, c)| *c == '/').is_some() => while rest.next_if(|(_, c)| *c != '\n').is_some() {},

@@ -51,7 +51,7 @@ impl Use {
 args! {
     /// Arguments.
     pub struct Args {
-        /// What the agent uses it for: its own work (`agent`), requests without a token (`default`), DNS, …
+        /// What the agent uses it for: its own work (`agent`), requests without a token (`default`), names (`dns`) and so on.
         name []: Use, required;
         /// The token's secret.
         secret []: Option<Hidden>;
