@@ -70,7 +70,7 @@ impl Cluster {
         );
         let bootstrap = "- hosts: consul_servers\n  become: true\n  tasks:\n    - name: bootstrap\n      consul_acl_bootstrap:\n        \
                          secret: \"{{ the_secret }}\"\n        version: 1.22.2\n        servers: 3\n        url: \"{{ url }}\"\n      register: done\n    \
-                         - name: the token works here\n      uri:\n        url: http://127.0.0.1:8500/v1/acl/token/self?stale\n        \
+                         - name: the token works here\n      uri:\n        url: http://127.0.0.1:8500/v1/acl/policies?stale\n        \
                          headers: {X-Consul-Token: \"{{ the_secret }}\"}\n";
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
@@ -366,7 +366,7 @@ fn answers_that_are_cut_off_are_settled_by_asking() {
     let cluster = Cluster::with_acls("consul_client_addr: 0.0.0.0\n");
     let relays: Vec<Relay> = (0..SERVERS).map(|server| Relay::start(&cluster, server, 2)).collect();
     let gateway = cluster.hosts.lab.status().gateway;
-    let url = format!("url=http://{gateway}:855{{{{ 1 + part | int }}}}");
+    let url = format!(r#"{{"url": "http://{gateway}:855{{{{ 1 + part | int }}}}"}}"#);
     let cut = cluster.run("bootstrap.yaml", &["-e", &url]).ok();
     assert!(counted(&cut, "changed") >= 1, "{}", cut.report());
     assert!(relays.into_iter().map(Relay::end).sum::<usize>() >= 1, "no answer was taken away: {}", cut.report());
