@@ -30,8 +30,8 @@ pub struct Question {
     pub timeout: Duration,
     /// How many voters there should be; `None`: as many as autopilot knows.
     pub voters: Option<usize>,
-    /// The token to ask with, where ACLs are on. Until the cluster knows it, the question is asked without.
-    pub token: Option<Secret>,
+    /// The tokens to ask with, where ACLs are on: the first that the cluster knows. If it knows none, the question is asked without.
+    pub tokens: Vec<Secret>,
 }
 
 /// The answer of `/v1/operator/autopilot/health`, Consul's and Nomad's (HTTP 200 when healthy, 429 when not).
@@ -191,13 +191,17 @@ fn client() -> Result<reqwest::Client, String> {
 }
 
 async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
-    let Some(token) = &question.token else { return look_with(client, question, None).await };
-    match look_with(client, question, Some(token)).await {
-        Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => look_without_rights(client, question).await,
-        // Before its first use, and while ACLs let everybody in, the token may not be there.
-        Err(Missing { kind: Some(Kind::UnknownToken), .. }) => look_with(client, question, None).await,
-        answer => answer,
+    for token in &question.tokens {
+        match look_with(client, question, Some(token)).await {
+            Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => {
+                return look_without_rights(client, question).await;
+            }
+            // Before its first use, and while ACLs let everybody in, a token may not be there.
+            Err(Missing { kind: Some(Kind::UnknownToken), .. }) => {}
+            answer => return answer,
+        }
     }
+    look_with(client, question, None).await
 }
 
 async fn look_with(client: &reqwest::Client, question: &Question, token: Option<&Secret>) -> Result<(), Missing> {
@@ -306,5 +310,55 @@ mod tests {
             [server("a", true, true), server("b", true, true), server("c", true, false)]}));
         assert_eq!(joining.whole(Some(3)), Err("2 of 3 voters".into()));
         assert!(!joining.votes("c"));
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
+    /// Looks once with two tokens at a server that gives these answers; its requests, and what the look found.
+    fn looked(answers: &[String]) -> (Vec<String>, Result<(), Missing>) {
+        let server = http::tests::Server::new(answers.iter());
+        let tokens = vec![Secret::new("own"), Secret::new("management")];
+        let question = Question { url: server.url(""), timeout: Duration::ZERO, voters: Some(3), tokens };
+        let found = http::block_on(async { look(&client().unwrap(), &question).await }).unwrap();
+        let asked = |request: &String| {
+            let token = request.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
+            format!("{} {}", request.split(' ').nth(1).unwrap(), token.unwrap_or("-"))
+        };
+        (server.requests().iter().map(asked).collect(), found)
+    }
+
+    #[test]
+    fn the_first_token_that_is_known_asks() {
+        let unknown = answer("403 Forbidden", "rpc error making call: ACL not found");
+        let agent = answer("200 OK", r#"{"Stats": {"raft": {"state": "Leader"}}, "Member": {"Name": "a"}}"#);
+        let whole = serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
+            [server("a", true, true), server("b", true, true), server("c", true, true)]});
+        let whole = answer("200 OK", &whole.to_string());
+        let (asked, found) = looked(&[unknown.clone(), agent.clone(), whole.clone()]);
+        assert!(found.is_ok(), "{found:?}");
+        assert_eq!(
+            asked,
+            ["/v1/agent/self own", "/v1/agent/self management", "/v1/operator/autopilot/health management"]
+        );
+        // While everything is allowed none need be known.
+        let (asked, found) = looked(&[unknown.clone(), unknown, agent, whole]);
+        assert!(found.is_ok() && asked[2..] == ["/v1/agent/self -", "/v1/operator/autopilot/health -"], "{asked:?}");
+        let (_, found) = looked(&[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
+        assert!(found.unwrap_err().why.contains("Permission denied"));
+    }
+
+    #[test]
+    fn before_the_bootstrap_a_leader_and_all_voters_must_do() {
+        let fresh =
+            answer("403 Forbidden", "ACL system must be bootstrapped before making any requests that …: ACL not found");
+        let (leader, none) = (answer("200 OK", "\"10.0.0.1:8300\""), answer("200 OK", "\"\""));
+        let peers = |count: usize| answer("200 OK", &serde_json::json!(vec!["10.0.0.1:8300"; count]).to_string());
+        let (asked, found) = looked(&[fresh.clone(), leader.clone(), peers(3)]);
+        assert!(found.is_ok(), "{found:?}");
+        assert_eq!(asked[1..], ["/v1/status/leader -", "/v1/status/peers -"]);
+        assert_eq!(looked(&[fresh.clone(), none]).1.unwrap_err().why, "there is no leader");
+        assert_eq!(looked(&[fresh, leader, peers(2)]).1.unwrap_err().why, "2 of 3 voters");
     }
 }

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cluster::consul::{ApiError, Consul, Kind, NodeIdentity, ServiceIdentity, TemplateVariables, TemplatedPolicy},
     host::{Read, Write},
-    secrets::{Name, Secret, grants::GrantError},
+    secrets::{Name, Secret, grants::GrantError, redact},
 };
 
 /// What descriptions of our objects begin with.
@@ -85,7 +85,11 @@ pub(super) fn secret(
 ) -> Result<Given, Failure> {
     match (value, name) {
         (Some(_), Some(_)) => Err(Failure::new(format!("'{value_arg}' and '{name_arg}' exclude each other"))),
-        (Some(value), None) => Ok(Given::Value(value.0.clone())),
+        (Some(value), None) => {
+            // One that was not asked for by its name is taken out of what is told all the same.
+            redact::register(&value.0);
+            Ok(Given::Value(value.0.clone()))
+        }
         (None, None) => Ok(Given::Nothing),
         (None, Some(name)) => match cx.secrets.secret(&name.0) {
             Ok(secret) => Ok(Given::Value(secret)),

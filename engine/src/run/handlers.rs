@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cluster::{self, NotWhole},
     diag::{Diagnostic, nearest},
-    modules::{self, Failure, Invocation, Needs},
+    modules::{self, Failure, FromArg as _, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
     secrets::{Name, Secret, grants::GrantError},
@@ -352,8 +352,8 @@ impl Runner<'_> {
             Err(EvalError::Wrong(diagnostic)) => return Err(Closed::Refused(failure_of(&diagnostic))),
             Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
         };
-        let token = self.gate_token(gate, scope).map_err(Closed::Refused)?;
-        let asked = cluster::Question { token, ..asked };
+        let tokens = self.gate_tokens(gate, scope).map_err(Closed::Refused)?;
+        let asked = cluster::Question { tokens, ..asked };
         let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
         let refused = |why: String, hint: &str| {
             Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
@@ -371,27 +371,29 @@ impl Runner<'_> {
         }
     }
 
-    /// The token that the gate asks with: the secret that `consul_gate_token` (`nomad_gate_token`) names.
-    fn gate_token(&self, gate: Gate, scope: &Scope) -> Result<Option<Secret>, Failure> {
+    /// The tokens that the gate asks with: the secrets that `consul_gate_tokens` (`nomad_gate_tokens`) names.
+    fn gate_tokens(&self, gate: Gate, scope: &Scope) -> Result<Vec<Secret>, Failure> {
         let variable = match gate {
-            Gate::Consul => "consul_gate_token",
-            Gate::Nomad => "nomad_gate_token",
+            Gate::Consul => "consul_gate_tokens",
+            Gate::Nomad => "nomad_gate_tokens",
         };
-        let Some(var) = scope.get(variable) else { return Ok(None) };
-        let name = match template::eval(variable, var.origin, scope) {
-            Ok(Value::Null) => return Ok(None),
-            Ok(Value::String(name)) => name,
-            Ok(other) => return Err(Failure::new(format!("{variable}: expected the name of a secret, found {other}"))),
+        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
+        let Some(var) = scope.get(variable) else { return Ok(Vec::new()) };
+        let names = match template::eval(variable, var.origin, scope) {
+            Ok(value) => Vec::<String>::from_arg(&value).map_err(wrong)?,
             Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
             Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
         };
-        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
-        let name = Name::new(&name).map_err(|e| wrong(e.to_string()))?;
-        match self.link.grants().secret(&name) {
-            Ok(secret) => Ok(Some(secret)),
-            Err(GrantError::NotYet(_)) => Ok(None),
-            Err(GrantError::Refused { why, hint }) => Err(Failure { hint, ..wrong(why) }),
+        let mut tokens = Vec::new();
+        for name in names {
+            let name = Name::new(&name).map_err(|e| wrong(e.to_string()))?;
+            match self.link.grants().secret(&name) {
+                Ok(secret) => tokens.push(secret),
+                Err(GrantError::NotYet(_)) => {}
+                Err(GrantError::Refused { why, hint }) => return Err(Failure { hint, ..wrong(why) }),
+            }
         }
+        Ok(tokens)
     }
 
     /// Debts of earlier runs whose handlers no play of this run defines.
@@ -470,5 +472,5 @@ fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option
         None => GATE_TIMEOUT,
     };
     let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters, token: None }))
+    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new() }))
 }
