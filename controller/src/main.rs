@@ -50,6 +50,8 @@ enum Verb {
     Facts(verbs::facts::Args),
     Init(verbs::init::Args),
     Role(verbs::role::Args),
+    Secret(verbs::secret::Args),
+    Policies(verbs::policies::Args),
     Doc(verbs::doc::Args),
     Completions(verbs::completions::Args),
 }
@@ -82,6 +84,8 @@ async fn dispatch(cli: Cli, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
         Verb::Facts(args) => verbs::facts::run(args, sources).await?.into(),
         Verb::Init(args) => verbs::init::run(&args)?.into(),
         Verb::Role(args) => verbs::role::run(&args)?.into(),
+        Verb::Secret(args) => verbs::secret::run(args, sources).await?.into(),
+        Verb::Policies(args) => verbs::policies::run(&args, sources)?.into(),
         Verb::Doc(args) => verbs::doc::run(&args)?.into(),
         Verb::Completions(args) => verbs::completions::run(&args, &mut Cli::command()).into(),
     })

@@ -41,8 +41,10 @@ const PACKAGES: [&str; 21] = [
 /// A file that goes into the image: path in it, mode, content.
 type BaseFile = (&'static str, u32, &'static str);
 
-const FILES: [BaseFile; 6] = [
+const FILES: [BaseFile; 8] = [
     ("usr/local/lib/rollcall-lab/first-boot", 0o755, include_str!("base/first-boot")),
+    ("usr/local/lib/rollcall-lab/cgroups", 0o755, include_str!("base/cgroups")),
+    ("etc/systemd/system/rollcall-cgroups.service", 0o644, include_str!("base/rollcall-cgroups.service")),
     ("usr/local/lib/rollcall-lab/user-data", 0o755, include_str!("base/user-data")),
     ("etc/systemd/system/rollcall-first-boot.service", 0o644, include_str!("base/rollcall-first-boot.service")),
     ("etc/systemd/system/rollcall-user-data.service", 0o644, include_str!("base/rollcall-user-data.service")),

@@ -19,7 +19,7 @@ const TOP: &str = "rollcall-lab";
 pub(crate) struct Cgroups {
     /// Where processes are listed and systemd makes its own groups.
     main: PathBuf,
-    /// Further ones: version 1 has one per controller.
+    /// Further ones: version 1 has one per controller. A host that is in all of them sees its own part as the whole.
     others: Vec<PathBuf>,
     /// File that tells a group's memory, and where.
     memory: Option<(PathBuf, &'static str)>,
@@ -41,13 +41,13 @@ impl Cgroups {
         }
         let named = root.join("systemd");
         if named.join("cgroup.procs").is_file() {
-            let is_there = |name: &str| Some(root.join(name)).filter(|dir| dir.join("cgroup.procs").is_file());
-            let memory = is_there("memory");
-            return Ok(Self {
-                main: named,
-                others: is_there("unified").into_iter().chain(memory.clone()).collect(),
-                memory: memory.map(|dir| (dir, "memory.usage_in_bytes")),
-            });
+            // Links (`cpu` to `cpu,cpuacct`) lead to others of them.
+            let mut others = groups_in(root);
+            others.retain(|dir| *dir != named && dir.join("cgroup.procs").is_file());
+            others.sort();
+            let memory = others.iter().find(|dir| dir.ends_with("memory")).cloned();
+            let memory = memory.map(|dir| (dir, "memory.usage_in_bytes"));
+            return Ok(Self { main: named, others, memory });
         }
         Err(Failure::new(
             format!(
@@ -67,9 +67,11 @@ impl Cgroups {
     pub(crate) fn make(&self, lab: &str, part: &str) -> Result<Vec<PathBuf>> {
         self.hierarchies()
             .map(|hierarchy| {
-                let dir = hierarchy.join(TOP).join(lab).join(part);
-                std::fs::create_dir_all(&dir)
-                    .with_context(|| format!("cannot make the control group {}", dir.display()))?;
+                let mut dir = hierarchy.clone();
+                for name in [TOP, lab, part] {
+                    dir.push(name);
+                    make_group(&dir).with_context(|| format!("cannot make the control group {}", dir.display()))?;
+                }
                 Ok(dir.join("cgroup.procs"))
             })
             .collect()
@@ -124,6 +126,20 @@ impl Cgroups {
         }
         Ok(())
     }
+}
+
+/// Makes a group if it is not there. In version 1 a new one may use no processor and no memory node, and so take no process,
+/// until it is told which.
+fn make_group(dir: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let (Some(parent), own) = (dir.parent(), dir.join(file)) else { continue };
+        let Ok(current) = std::fs::read_to_string(&own) else { continue };
+        if current.trim().is_empty() && parent.join("cpuset.cpu_exclusive").is_file() {
+            std::fs::write(&own, std::fs::read_to_string(parent.join(file))?)?;
+        }
+    }
+    Ok(())
 }
 
 /// All processes of a group and of those inside it.

@@ -24,7 +24,16 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Make what labs need and what is made once: image, EC2 API, programs, packages
-    Prepare,
+    Prepare {
+        /// Programs that not every lab has: `vault`
+        #[arg(value_name = "PROGRAM", value_parser = clap::builder::PossibleValuesParser::new(crate::programs::names()))]
+        programs: Vec<String>,
+    },
+    /// Print where one of the lab's programs is (`consul`, `vault`, `moto_server`); it is made if it is not there yet
+    Program {
+        #[arg(value_name = "PROGRAM")]
+        program: String,
+    },
     /// Bring a lab up and wait until every host answers on SSH
     Up {
         /// The lab file. Without it three plain hosts come up
@@ -117,7 +126,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
     let name = cli.name.as_deref();
     let ask = |request: Request| socket::ask_and_tell(&choose(name)?, &request);
     match cli.verb {
-        Verb::Prepare => prepare(),
+        Verb::Prepare { programs } => prepare(&programs),
+        Verb::Program { program } => up::program(&program).map(|path| output::data(path.display().to_string())),
         Verb::Up { file } => up::up(file.as_deref(), name),
         Verb::Down { all } => down(name, all),
         Verb::Status { json } => status(name, json),
@@ -139,8 +149,8 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
     .map(|()| 0)
 }
 
-fn prepare() -> Result<()> {
-    let (image, prepared) = up::prepare()?;
+fn prepare(further: &[String]) -> Result<()> {
+    let (image, prepared) = up::prepare(further)?;
     output::note(format!("image      {}", image.display()));
     for program in &prepared.programs {
         output::note(format!("{:10} {} ({})", program.name, program.path.display(), program.version));

@@ -251,6 +251,8 @@ pub(crate) fn start(env: &HostEnv, disk: &Disk, instance: &Instance) -> Result<t
         .arg(crate::run::find("systemd-nspawn").unwrap_or_else(|| "systemd-nspawn".into()))
         .args(["--quiet", "--register=no", "--keep-unit", "--settings=no", "--boot", "--console=read-only"])
         .args(["--resolv-conf=off", "--timezone=off", "--link-journal=no"])
+        // What runs containers needs them, as it would have them on an instance.
+        .args(["--capability=all", "--system-call-filter=add_key keyctl bpf"])
         .arg(format!("--machine=h{last}"))
         .arg(format!("--hostname={}", net::hostname(instance.address)))
         .arg(format!("--uuid={}", machine_id(&instance.id)))

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use crate::cloud::Owner;
-use crate::programs::{self, Program, RECIPES, Workshop};
+use crate::failure::{Failure, nearest};
+use crate::programs::{self, Program, Workshop};
 use crate::{apt, mirror, paths};
 
 /// Exact versions of all packages of the environment.
 const REQUIREMENTS: &str = include_str!("../moto/requirements.txt");
+
+/// The name of the EC2 API server's program.
+const API_SERVER: &str = "moto_server";
 
 /// What [`prepare`] made.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -32,21 +36,46 @@ impl Prepared {
 }
 
 /// Makes what is missing. Needs the network when something is; runs outside of the lab's namespace.
-/// `say` hears one line before each step that takes long.
+/// `further` names programs that not every lab has; `say` hears one line before each step that takes long.
 pub(crate) async fn prepare(
     cache: &Path,
     owner: &Owner,
+    further: &[String],
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> anyhow::Result<Prepared> {
     let workshop = Workshop { cache, owner, say };
     let moto = environment(&workshop).await.context("cannot make the EC2 API's environment")?;
     let apt = apt::repository(&workshop).await.context("cannot make the package repository")?;
     let mut found = Vec::new();
-    for recipe in &RECIPES {
+    for recipe in programs::wanted(further) {
         found.push(programs::resolve(recipe, &workshop).await?);
     }
     let tree = publish(&workshop, &found).await?;
     Ok(Prepared { moto, programs: found, mirror: tree, apt })
+}
+
+/// One program by its name, made if it is not there yet.
+pub(crate) async fn program(
+    cache: &Path,
+    owner: &Owner,
+    name: &str,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> anyhow::Result<PathBuf> {
+    let workshop = Workshop { cache, owner, say };
+    if name == API_SERVER {
+        return environment(&workshop).await;
+    }
+    match programs::RECIPES.iter().find(|recipe| recipe.name == name) {
+        Some(recipe) => Ok(programs::resolve(recipe, &workshop).await?.path),
+        None => {
+            let known: Vec<&str> = programs::names().chain([API_SERVER]).collect();
+            let hint = match nearest(name, known.iter().copied()) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("there are: {}", known.join(", ")),
+            };
+            Err(Failure::new(format!("the lab has no program '{name}'"), hint).into())
+        }
+    }
 }
 
 /// Only the API server, for tests.

@@ -13,6 +13,7 @@ use serde_saphyr::Spanned;
 
 use crate::cloud::{InstanceSpec, KeySpec};
 use crate::failure::nearest;
+use crate::programs;
 
 /// Images that hosts can be made of.
 pub(crate) const IMAGES: [&str; 1] = ["debian-12"];
@@ -31,6 +32,8 @@ pub(crate) struct Spec {
     pub(crate) jump_host: Option<String>,
     /// The size that each host's disk has, in bytes.
     pub(crate) disk_bytes: u64,
+    /// Programs beside those of every lab.
+    pub(crate) programs: Vec<String>,
     pub(crate) keys: Vec<KeySpec>,
     pub(crate) instances: Vec<InstanceSpec>,
 }
@@ -42,6 +45,8 @@ struct RawSpec {
     region: Option<Spanned<String>>,
     jump_host: Option<Spanned<String>>,
     disk: Option<Spanned<String>>,
+    #[serde(default)]
+    programs: Vec<Spanned<String>>,
     #[serde(default)]
     keys: Vec<RawKey>,
     instances: Spanned<Vec<RawInstance>>,
@@ -172,7 +177,8 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Spec, SpecError> {
         })?,
         None => DISK_BYTES,
     };
-    Ok(Spec { name, region, jump_host: raw.jump_host.map(|jump| jump.value), disk_bytes, keys, instances })
+    let programs = check_programs(&source, &raw.programs)?;
+    Ok(Spec { name, region, jump_host: raw.jump_host.map(|jump| jump.value), disk_bytes, programs, keys, instances })
 }
 
 /// Reads a lab file from disk. The text is returned too: it tells whether a running lab is of the same file.
@@ -195,6 +201,19 @@ fn is_label(name: &str) -> bool {
         && !name.starts_with('-')
         && !name.ends_with('-')
         && !name.is_empty()
+}
+
+fn check_programs(source: &Source<'_>, raw: &[Spanned<String>]) -> Result<Vec<String>, SpecError> {
+    for name in raw {
+        if !programs::names().any(|known| known == name.value) {
+            let hint = match nearest(&name.value, programs::names()) {
+                Some(near) => format!("did you mean '{near}'?"),
+                None => format!("there are: {}", programs::names().collect::<Vec<_>>().join(", ")),
+            };
+            return Err(source.at(name, format!("the lab has no program '{}'", name.value), Some(hint)));
+        }
+    }
+    Ok(raw.iter().map(|name| name.value.clone()).collect())
 }
 
 fn check_keys(source: &Source<'_>, raw: &[RawKey]) -> Result<Vec<KeySpec>, SpecError> {

@@ -21,8 +21,18 @@ const SMALL: &str = include_str!("../small.yaml");
 /// How long the supervisor may take until it can be talked to.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Makes everything that `up` needs and that is made once. Needs the network when something is missing.
-pub(crate) fn prepare() -> Result<(std::path::PathBuf, Prepared)> {
+/// Where one of the lab's programs is; made if it is not there yet.
+pub(crate) fn program(name: &str) -> Result<std::path::PathBuf> {
+    let owner = paths::owner()?;
+    let cache = paths::cache_dir(&owner)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    runtime.block_on(serve::program(&cache, &owner, name, &|line| output::note(line)))
+}
+
+/// Makes everything that `up` needs and that is made once, and the further programs that are named. Needs the network when
+/// something is missing.
+pub(crate) fn prepare(further: &[String]) -> Result<(std::path::PathBuf, Prepared)> {
     run::check_prerequisites()?;
     let owner = paths::owner()?;
     let cache = paths::cache_dir(&owner)?;
@@ -30,9 +40,10 @@ pub(crate) fn prepare() -> Result<(std::path::PathBuf, Prepared)> {
     std::thread::scope(|scope| {
         let image = scope.spawn(|| base::prepare(&owner));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let prepared = runtime
-            .context("cannot start the runtime")?
-            .block_on(serve::prepare(&cache, &owner, &|line| output::note(line)));
+        let prepared =
+            runtime
+                .context("cannot start the runtime")?
+                .block_on(serve::prepare(&cache, &owner, further, &|line| output::note(line)));
         let image = image.join().map_err(|_| anyhow::anyhow!("the making of the image broke off"))?;
         Ok((image?, prepared?))
     })
@@ -68,7 +79,7 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         return join(&paths, &cgroups);
     }
     raise_inotify_limit();
-    let (base, prepared) = prepare()?;
+    let (base, prepared) = prepare(&spec.programs)?;
     let file = file.map_or_else(|| "the built-in lab".to_owned(), |file| file.display().to_string());
     let mut child = {
         let _lock = paths::lock()?;

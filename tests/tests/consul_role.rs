@@ -1,7 +1,7 @@
 //! The roles base and consul on real hosts, with the real Consul: a cluster forms, a second run changes nothing, what is wrong is
 //! refused before it does harm, and a change to all servers goes through them one by one under a writer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
 use serde_json::Value;
@@ -318,4 +318,90 @@ fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
         assert_eq!(cluster.journal(server, "Stopping consul").len(), 1, "{server}");
     }
     assert_eq!(counted(&cluster.run(["--limit", "consul_servers"]).ok(), "changed"), 0);
+}
+
+impl Cluster {
+    /// Starts a run that changes all servers, and waits until one of them stops for its restart.
+    #[track_caller]
+    fn until_one_restarts(&self) -> (Running, usize) {
+        let run = self.project.start(["run", "consul.yaml", "--json", "--limit", "consul_servers"]);
+        let until = Instant::now() + Duration::from_mins(2);
+        loop {
+            for server in 0..SERVERS {
+                if !self.journal(server, "Stopping consul").is_empty() {
+                    return (run, server);
+                }
+            }
+            assert!(Instant::now() < until, "no server restarted");
+        }
+    }
+
+    /// What a server's agent says is owed.
+    #[track_caller]
+    fn owed(&self, server: usize) -> Said {
+        self.hosts.root(server, "/usr/local/lib/rollcall/agent-* status")
+    }
+}
+
+#[test]
+fn a_server_that_falls_ill_during_a_restart_stops_the_roll_out() {
+    let cluster = Cluster::plan();
+    let settings =
+        std::fs::read_to_string(cluster.project.path().join("rollcall.yaml")).expect("every project has one");
+    cluster.project.write("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 5\n"));
+    cluster.run([]).ok();
+    let config = |server: usize| cluster.hosts.read(server, "/etc/consul.d/consul.json");
+    let before: Vec<String> = (0..SERVERS).map(config).collect();
+    let change = "consul_config: {limits: {http_max_conns_per_client: 500}}\ngate_timeout: 12\n";
+    cluster.configure(change);
+    let (run, first) = cluster.until_one_restarts();
+    let (lost, last) = ((first + 1) % SERVERS, (first + 2) % SERVERS);
+    cluster.hosts.lab.lab(["kill", cluster.hosts.name(lost)]).ok();
+    let failed = run.wait(Duration::from_mins(2));
+    assert!([5, 6].contains(&failed.code), "{}", failed.report());
+    // The one that has restarted runs with its new files, and keeps them. What the cluster says to it is still to be asked.
+    assert!(config(first).contains("500"), "{}", failed.report());
+    cluster.owed(first).says("owed      restart consul server");
+    cluster.hosts.root(first, "systemctl is-active consul").ok();
+    // The one that waited goes back, and was not restarted.
+    assert_eq!(config(last), before[last], "{}", failed.report());
+    assert!(cluster.journal(last, "Stopping consul").is_empty(), "{}", failed.report());
+    cluster.owed(last).says("owed      nothing");
+    // When the cluster is whole again the next run ends what was begun.
+    cluster.hosts.lab.lab(["start", cluster.hosts.name(lost)]).ok();
+    cluster.configure(&change.replace("gate_timeout: 12", "gate_timeout: 120"));
+    cluster.run(["--limit", "consul_servers"]).ok();
+    for server in 0..SERVERS {
+        assert!(config(server).contains("500"), "{server}");
+        cluster.owed(server).says("owed      nothing");
+    }
+    assert_eq!(cluster.journal(last, "Stopping consul").len(), 1);
+    assert_eq!(counted(&cluster.run(["--limit", "consul_servers"]).ok(), "changed"), 0);
+}
+
+#[test]
+fn ctrl_c_while_the_cluster_is_asked_keeps_what_runs_and_puts_the_rest_back() {
+    let cluster = Cluster::plan();
+    cluster.run([]).ok();
+    let config = |server: usize| cluster.hosts.read(server, "/etc/consul.d/consul.json");
+    let before: Vec<String> = (0..SERVERS).map(config).collect();
+    cluster.configure("consul_config: {limits: {http_max_conns_per_client: 500}}\n");
+    let (run, first) = cluster.until_one_restarts();
+    // It is back in a second or two; the gate wants to see the cluster whole for five.
+    let back = "for i in $(seq 200); do journalctl --unit consul --quiet | grep --count 'Started consul' | grep -q 2 && exit 0; sleep 0.05; done; exit 1";
+    cluster.hosts.root(first, back).ok();
+    run.signal("INT");
+    let said = run.wait(Duration::from_mins(2)).ends(130);
+    assert!(config(first).contains("500"), "{}", said.report());
+    cluster.owed(first).says("owed      restart consul server");
+    for other in (0..SERVERS).filter(|server| *server != first) {
+        assert_eq!(config(other), before[other], "{}", said.report());
+        assert!(cluster.journal(other, "Stopping consul").is_empty(), "{}", said.report());
+        cluster.owed(other).says("owed      nothing");
+    }
+    cluster.run(["--limit", "consul_servers"]).ok();
+    for server in 0..SERVERS {
+        assert!(config(server).contains("500"), "{server}");
+        cluster.owed(server).says("owed      nothing");
+    }
 }

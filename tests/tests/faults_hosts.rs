@@ -202,3 +202,35 @@ fn a_second_interrupt_ends_the_run_at_once_and_no_file_is_half_written() {
     assert_eq!(hosts.read(0, "/srv/file"), "before");
     assert_eq!(hosts.root(0, LEFT).ok().out, "");
 }
+
+/// Two hosts: the first takes its time before it has what the second asks for.
+const BARRIER: &str = r#"
+- hosts: all
+  gather_facts: false
+  vars: {first: "{{ groups['all'][0] }}"}
+  tasks:
+    - shell: touch /tmp/began; sleep 4; touch /tmp/ended
+      when: inventory_hostname == first
+    - command: echo from-{{ inventory_hostname }}
+      register: word
+      throttle: 1
+    - command: touch /tmp/got-{{ hostvars[first].word.stdout }}
+      throttle: 1
+"#;
+
+#[test]
+fn an_interrupt_reaches_a_host_that_waits_for_what_another_has() {
+    let hosts = Lab::shared().borrow(2, "");
+    let project = Project::new(&hosts.lab, hosts.hosts()).file("site.yaml", BARRIER);
+    let run = project.start(["run", "site.yaml"]);
+    hosts.root(0, "for i in $(seq 300); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1").ok();
+    run.signal("INT");
+    run.wait(LIMIT).ends(130);
+    hosts.root(0, "test -e /tmp/ended").ok();
+    hosts.root(1, "ls /tmp/got-*").ends(2);
+    // Nobody is left who waits: the next run goes through, one at a time where that is asked for.
+    project.controller(["run", "site.yaml"]).ok();
+    for host in 0..2 {
+        hosts.root(host, &format!("test -e /tmp/got-from-{}", hosts.name(0))).ok();
+    }
+}

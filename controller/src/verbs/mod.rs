@@ -7,6 +7,8 @@ pub(crate) mod facts;
 pub(crate) mod init;
 pub(crate) mod inventory;
 pub(crate) mod plan;
+pub(crate) mod policies;
 pub(crate) mod role;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod ssh;

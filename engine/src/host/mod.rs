@@ -62,6 +62,9 @@ pub struct Meta {
     pub identity: (u64, u64),
 }
 
+/// The part of `st_mode` that says what a thing is: `S_IFMT`. The number is that of every Unix; its width in C is not.
+pub const FORMAT: u32 = 0o170_000;
+
 /// What `lstat` says beyond [`Meta`]; only of what is really there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Details {
@@ -71,7 +74,7 @@ pub struct Details {
     pub accessed: f64,
     /// Last change of the file or its attributes, in seconds since 1970.
     pub changed: f64,
-    /// For [`FileKind::Other`]: `S_IFBLK` and the like, out of `st_mode`.
+    /// For [`FileKind::Other`]: `S_IFBLK` and the like, out of `st_mode` by [`FORMAT`].
     pub format: u32,
     /// Of a device: its number.
     pub device: u64,

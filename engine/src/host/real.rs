@@ -12,7 +12,6 @@ use std::{
 
 use nix::{
     fcntl::{AT_FDCWD, AtFlags},
-    libc,
     sys::{stat, time::TimeSpec},
     unistd::{AccessFlags, faccessat},
 };
@@ -256,7 +255,7 @@ impl Read for Real {
             links: meta.nlink(),
             accessed: seconds(meta.atime(), meta.atime_nsec()),
             changed: seconds(meta.ctime(), meta.ctime_nsec()),
-            format: meta.mode() & libc::S_IFMT,
+            format: meta.mode() & super::FORMAT,
             device: meta.rdev(),
             blocks: meta.blocks(),
             block_size: meta.blksize(),

@@ -6,7 +6,6 @@ use std::{
 };
 
 use md5::Md5;
-use nix::libc;
 use serde_json::{Map, Value};
 use sha1::Sha1;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
@@ -204,9 +203,7 @@ fn describe_more(more: &Details, stat: &mut Map<String, Value>) {
     put("readable", more.access.read.into());
     put("writeable", more.access.write.into());
     put("executable", more.access.execute.into());
-    for (name, format) in
-        [("isblk", libc::S_IFBLK), ("ischr", libc::S_IFCHR), ("isfifo", libc::S_IFIFO), ("issock", libc::S_IFSOCK)]
-    {
+    for (name, format) in [("isblk", 0o060_000), ("ischr", 0o020_000), ("isfifo", 0o010_000), ("issock", 0o140_000)] {
         put(name, (more.format == format).into());
     }
 }

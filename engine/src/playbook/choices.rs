@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, path::Path};
 use super::{
     load::{Cx, State},
     model::{Inherit, RoleChoice},
-    role::{Named, PARTS, Use},
+    role::{Named, Use},
+    role_files::PARTS,
     syntax,
 };
 use crate::{diag::Diagnostic, node::Node, template};

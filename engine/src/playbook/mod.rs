@@ -15,6 +15,7 @@ pub mod model;
 pub mod others;
 mod play;
 mod role;
+mod role_files;
 mod spec;
 mod syntax;
 mod tags;

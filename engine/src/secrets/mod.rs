@@ -9,16 +9,20 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 #[cfg(feature = "stores")]
+pub mod aws;
+#[cfg(feature = "stores")]
 pub mod file;
 pub mod grants;
 pub mod issuer;
 #[cfg(feature = "stores")]
 pub mod open;
 pub mod ownership;
-#[cfg(feature = "stores")]
+pub mod policies;
 pub mod probe;
 pub mod redact;
 pub mod settings;
+#[cfg(feature = "stores")]
+pub mod vault;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;

@@ -7,8 +7,10 @@ use std::{
 
 use super::{
     SecretStore,
+    aws::AwsStore,
     file::{FileStore, Places},
     settings::{self, Settings, is_plain},
+    vault::VaultStore,
 };
 use crate::{
     diag::{Diagnostic, Diagnostics, Span},
@@ -37,9 +39,11 @@ pub fn open(store: Option<&Store>, cluster: &str, root: &Path) -> Result<Arc<dyn
             let places = places(settings, cluster, span, root)?;
             Ok(Arc::new(FileStore::new(cluster, places)))
         }
-        Settings::Vault(_) | Settings::Aws(_) => {
-            Err(Diagnostic::error(span, "this store is not there yet").hint("the store 'file' is").into())
+        Settings::Vault(settings) => {
+            let address = address(&settings, span)?;
+            Ok(Arc::new(VaultStore::new(cluster, &address, settings)))
         }
+        Settings::Aws(settings) => Ok(Arc::new(AwsStore::new(cluster, settings))),
     }
 }
 
@@ -66,6 +70,16 @@ fn places(settings: settings::File, cluster: &str, span: Span, root: &Path) -> R
         lock_timeout: settings.lock_timeout,
         makes_folder,
     })
+}
+
+/// The server's address: as told, or as every Vault program is told.
+fn address(settings: &settings::Vault, span: Span) -> Result<String, Diagnostic> {
+    let told = settings.address.clone().or_else(|| std::env::var("VAULT_ADDR").ok().filter(|a| !a.is_empty()));
+    let Some(address) = told else {
+        return Err(Diagnostic::error(span, "the vault store needs the server's address")
+            .hint("'address' of the store, or VAULT_ADDR in the environment"));
+    };
+    settings::check_address(&address).map_err(|why| Diagnostic::error(span, why).hint("https://HOST:8200"))
 }
 
 /// A folder of the user's for this program, after XDG.

@@ -173,14 +173,8 @@ impl File {
 impl Vault {
     fn read(fields: &mut Fields<'_>, root: &Path, out: &mut Diagnostics) -> Self {
         let address = fields.take("address").and_then(|node| {
-            let address = text(node, out)?;
-            if !address.starts_with("https://") && !address.starts_with("http://") {
-                out.push(
-                    Diagnostic::error(node.span, format!("'{address}' is no address of a Vault server"))
-                        .hint("https://HOST:8200"),
-                );
-            }
-            Some(address.trim_end_matches('/').to_owned())
+            let told = check_address(&text(node, out)?);
+            told.map_err(|why| out.push(Diagnostic::error(node.span, why).hint("https://HOST:8200"))).ok()
         });
         Self {
             address,
@@ -228,7 +222,11 @@ impl VaultAuth {
 impl Aws {
     fn read(fields: &mut Fields<'_>, out: &mut Diagnostics) -> Self {
         let mut word = |key: &'static str| fields.take(key).and_then(|n| text(n, out));
-        let (region, profile, endpoint, kms_key) = (word("region"), word("profile"), word("endpoint"), word("kms_key"));
+        let (region, profile, kms_key) = (word("region"), word("profile"), word("kms_key"));
+        let endpoint = fields.take("endpoint").and_then(|node| {
+            let told = check_address(&text(node, out)?);
+            told.map_err(|why| out.push(Diagnostic::error(node.span, why))).ok()
+        });
         let recovery_days = match fields.take("recovery_days").map(|node| (node, &node.kind)) {
             None => 30,
             Some((_, Kind::Int(days))) if *days == 0 || (7..=30).contains(days) => *days,
@@ -251,6 +249,24 @@ impl Aws {
 
 fn path(fields: &mut Fields<'_>, key: &'static str, root: &Path, out: &mut Diagnostics) -> Option<PathBuf> {
     fields.take(key).and_then(|n| text(n, out)).map(|p| resolve(root, &p))
+}
+
+/// The address of a server, without a slash at its end. In the clear secrets go to this machine only.
+pub(crate) fn check_address(text: &str) -> Result<String, String> {
+    let url = reqwest::Url::parse(text).map_err(|e| format!("'{text}' is no address of a server: {e}"))?;
+    let host = url.host_str().unwrap_or_default();
+    let is_loopback = host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback => {}
+        "http" => return Err(format!("'{text}' would carry secrets over the network in the clear")),
+        _ => return Err(format!("'{text}' is no address of a server")),
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("the address of {host} has more in it than scheme, host, port and path"));
+    }
+    Ok(text.trim_end_matches('/').to_owned())
 }
 
 /// Parts between slashes that need no escapes in any store's names.
@@ -322,7 +338,10 @@ mod tests {
             ("{type: file, pth: x}", "unknown key 'pth' in a store section"),
             ("{type: file, pth: x}", "did you mean 'path'"),
             ("{type: file, recipients: [ssh-ed25519 AAAA]}", "is no age recipient"),
-            ("{type: vault, address: 'vault:8200'}", "no address of a Vault server"),
+            ("{type: vault, address: 'vault:8200'}", "is no address of a server"),
+            ("{type: vault, address: 'http://10.0.0.1:8200'}", "in the clear"),
+            ("{type: vault, address: 'https://user:pw@v'}", "more in it than"),
+            ("{type: aws-secretsmanager, endpoint: 'http://x'}", "in the clear"),
             ("{type: vault, token: s.123}", "does not belong into the project's file"),
             ("{type: vault, token_file: a, approle: {role_id_file: r, secret_id_file: s}}", "choose one"),
             ("{type: vault, approle: {role_id_file: r}}", "approle section needs 'secret_id_file'"),

@@ -17,7 +17,8 @@ mkdir -p /var/lib/cloud/seed/rollcall /etc/apt/keyrings
 rm -f /etc/apt/sources.list
 printf 'Acquire::Retries "0";\nAcquire::Languages "none";\n' > /etc/apt/apt.conf.d/90rollcall-lab
 
-systemctl enable systemd-networkd.service rollcall-first-boot.service rollcall-user-data.service > /dev/null 2>&1
+systemctl enable systemd-networkd.service rollcall-cgroups.service rollcall-first-boot.service \
+    rollcall-user-data.service > /dev/null 2>&1
 # Of no use in a container, and each costs a part of the boot. networkd-wait-online stays: user-data waits for it.
 systemctl mask systemd-pstore.service e2scrub_reap.service e2scrub_all.timer fstrim.timer \
     getty@tty1.service console-getty.service systemd-firstboot.service \

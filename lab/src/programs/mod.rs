@@ -28,16 +28,39 @@ pub(crate) struct Recipe {
     package: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
+    /// Every lab has it. The others are made for who names them: a program may take minutes and hundreds of megabytes.
+    always: bool,
 }
 
 /// Every program of the lab.
-pub(crate) const RECIPES: [Recipe; 1] = [Recipe {
-    name: "consul",
-    version: "1.22.2",
-    package: "github.com/hashicorp/consul",
-    go_mod: include_str!("../../programs/consul/go.mod"),
-    go_sum: include_str!("../../programs/consul/go.sum"),
-}];
+pub(crate) const RECIPES: [Recipe; 2] = [
+    Recipe {
+        name: "consul",
+        version: "1.22.2",
+        package: "github.com/hashicorp/consul",
+        go_mod: include_str!("../../programs/consul/go.mod"),
+        go_sum: include_str!("../../programs/consul/go.sum"),
+        always: true,
+    },
+    Recipe {
+        name: "vault",
+        version: "1.21.0",
+        package: "github.com/hashicorp/vault",
+        go_mod: include_str!("../../programs/vault/go.mod"),
+        go_sum: include_str!("../../programs/vault/go.sum"),
+        always: false,
+    },
+];
+
+/// Names of all programs.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    RECIPES.iter().map(|recipe| recipe.name)
+}
+
+/// The recipes of every lab, and those that are named besides.
+pub(crate) fn wanted(further: &[String]) -> impl Iterator<Item = &'static Recipe> {
+    RECIPES.iter().filter(|recipe| recipe.always || further.iter().any(|name| name == recipe.name))
+}
 
 /// A program that is there.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
