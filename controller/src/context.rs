@@ -12,6 +12,7 @@ use rollcall_engine::{
     diag::{Diagnostic, Diagnostics, Severity, Sources},
     inventory::{self, Inventory, SourceSpec, connection::Way as ConnectionWay},
     project::Project,
+    secrets::ownership::node_part,
     vars::Vars,
 };
 use serde_json::{Value, json};
@@ -149,6 +150,10 @@ impl Context {
     ) -> Vec<HostSpec> {
         let clusters = Clusters::new(self, inventory);
         let mut told = HashSet::new();
+        let mut nodes: HashMap<String, Vec<&str>> = HashMap::new();
+        for host in inventory.hosts() {
+            nodes.entry(node_part(&host.name)).or_default().push(&host.name);
+        }
         names
             .iter()
             .filter_map(|name| inventory.host(name))
@@ -177,6 +182,10 @@ impl Context {
                     group_names: inventory.group_names(host),
                     cluster: clusters.seen_by(&host.name),
                     ec2: host.instance.is_some(),
+                    twin: nodes
+                        .get(&node_part(&host.name))
+                        .and_then(|same| same.iter().find(|name| **name != host.name))
+                        .map(|name| (*name).to_owned()),
                 }
             })
             .collect()

@@ -9,6 +9,7 @@ mod lab;
 pub mod markdown;
 mod project;
 mod said;
+pub mod servers;
 
 pub use hosts::Borrowed;
 pub use lab::{Host, Lab, OwnLab, Status};

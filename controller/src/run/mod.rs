@@ -91,4 +91,6 @@ pub(crate) struct HostSpec {
     pub(crate) cluster: Value,
     /// It is an EC2 instance.
     pub(crate) ec2: bool,
+    /// Another host of the inventory whose node has the same name in secrets: they differ in capitals only.
+    pub(crate) twin: Option<String>,
 }

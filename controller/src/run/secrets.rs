@@ -25,6 +25,7 @@ pub(crate) fn issuer(project: &Project, sources: &Arc<Sources>) -> Issuer {
 }
 
 fn open(project: &Project, sources: &Sources) -> Result<Arc<dyn SecretStore>, GrantError> {
+    closed();
     let cluster = project.cluster.as_deref().ok_or_else(|| {
         GrantError::refused_with(
             "the project does not say which cluster it is, and each cluster has its own secrets",
@@ -37,6 +38,14 @@ fn open(project: &Project, sources: &Sources) -> Result<Arc<dyn SecretStore>, Gr
         GrantError::Refused { why: format!("the secrets store cannot be opened: {}", why.join("; ")), hint }
     };
     secrets::open::open(project.store.as_ref(), cluster, &project.root).map_err(wrong)
+}
+
+/// From here on this process holds secrets: it leaves no core dump, and who is not root does not read its memory.
+fn closed() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::debug!(target: "rollcall::run", %error, "a core dump of this process would hold secrets");
+    }
 }
 
 /// `rollcall.yaml:3: `, where there is such a place.

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io, time::Duration};
 
-use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_secretsmanager::{
     Client,
     config::ProvideCredentials as _,
@@ -25,6 +25,8 @@ pub struct AwsStore {
     settings: Aws,
     /// What every name begins with, with a slash at its end.
     base: String,
+    /// Instead of what the environment and the profile say.
+    config: Option<SdkConfig>,
     clients: OnceCell<Clients>,
 }
 
@@ -59,7 +61,12 @@ impl AwsStore {
         let base = format!("{}/{cluster}/", settings.prefix);
         let region = settings.region.as_deref().map(|r| format!(" in {r}")).unwrap_or_default();
         let store = format!("AWS Secrets Manager{region} ({base})");
-        Self { store, settings, base, clients: OnceCell::new() }
+        Self { store, settings, base, config: None, clients: OnceCell::new() }
+    }
+
+    /// The store of a cluster, with region, credentials and endpoint from a configuration that is at hand.
+    pub fn with_config(cluster: &str, settings: Aws, config: SdkConfig) -> Self {
+        Self { config: Some(config), ..Self::new(cluster, settings) }
     }
 
     fn full(&self, name: &Name) -> String {
@@ -76,17 +83,11 @@ impl AwsStore {
             .connect_timeout(CONNECT_TIMEOUT.min(self.settings.timeout))
             .operation_timeout(self.settings.timeout)
             .build();
-        let mut loader = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
-        if let Some(profile) = &self.settings.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(region) = &self.settings.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(endpoint) = &self.settings.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let config = loader.load().await;
+        let config = match &self.config {
+            Some(config) => config.clone(),
+            None => self.load().await,
+        };
+        let config = config.into_builder().timeout_config(timeouts).build();
         if config.region().is_none() {
             return Err(self.impossible(
                 "no region is set".to_owned(),
@@ -106,6 +107,21 @@ impl AwsStore {
             Client::from_conf(aws_sdk_secretsmanager::config::Builder::from(&config).retry_config(retry).build())
         };
         Ok(Clients { reads: client(READ_TRIES), writes: client(1) })
+    }
+
+    /// What every AWS program goes by, and the settings before that.
+    async fn load(&self) -> SdkConfig {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest());
+        if let Some(profile) = &self.settings.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let Some(region) = &self.settings.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(endpoint) = &self.settings.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        loader.load().await
     }
 
     fn impossible(&self, why: String, hint: String) -> StoreError {

@@ -68,7 +68,7 @@ fn digest(value: &Secret) -> [u8; 32] {
 
 /// The forms in which a value is repeated.
 fn forms(value: &str) -> Vec<String> {
-    let mut parts = vec![value, value.trim()];
+    let mut parts = vec![value, value.trim(), value.trim().trim_end_matches('=')];
     if value.trim().contains('\n') {
         let long = |line: &&str| line.len() >= MIN_LINE && !line.starts_with("-----");
         parts.extend(value.lines().map(str::trim).filter(long));
@@ -77,7 +77,11 @@ fn forms(value: &str) -> Vec<String> {
     for part in parts {
         let json = escaped(part);
         out.extend([part.to_owned(), escaped(&json), json]);
-        out.extend([url(part, true), url(part, false), url(part, true).replace("%20", "+")]);
+        // Programs differ in what they leave as it is, in the case of digits, and in spaces.
+        for kept in ["", "/", "/:@!$&'()*+,;="] {
+            let (upper, lower) = (url(part, kept, true), url(part, kept, false));
+            out.extend([upper.replace("%20", "+"), lower.replace("%20", "+"), upper, lower]);
+        }
         out.extend((0..3).flat_map(|offset| base64_at(part, offset)));
     }
     out.retain(|form| form.len() >= MIN_VALUE);
@@ -92,8 +96,9 @@ fn escaped(text: &str) -> String {
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-fn url(text: &str, upper: bool) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+/// With every byte escaped but those that never are, and `kept`.
+fn url(text: &str, kept: &str, upper: bool) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || kept.as_bytes().contains(&b);
     text.bytes().fold(String::with_capacity(text.len()), |mut out, b| {
         match b {
             b if plain(b) => out.push(char::from(b)),
@@ -323,6 +328,8 @@ mod tests {
             "x=p%22ss%20w%C3%B6rd%2F9%2Bx%5C&y".to_owned(),
             "x=p%22ss%20w%c3%b6rd%2f9%2bx%5c&y".to_owned(),
             "x=p%22ss+w%C3%B6rd%2F9%2Bx%5C&y".to_owned(),
+            "x=p%22ss%20w%C3%B6rd/9%2Bx%5C&y".to_owned(),
+            "x=p%22ss%20w%C3%B6rd/9+x%5C&y".to_owned(),
             BASE64_STANDARD.encode(&value),
             format!("Basic {}", BASE64_STANDARD.encode(format!("u:{value}"))),
             format!("Basic {}", BASE64_STANDARD.encode(format!("us:{value}--"))),

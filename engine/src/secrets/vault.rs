@@ -167,6 +167,9 @@ impl VaultStore {
             Err(StoreError::Unavailable { store: store.clone(), why, hint: hint.map(str::to_owned) })
         };
         match answer.status.as_u16() {
+            400 if answer.says("Upgrading from non-versioned") => {
+                unavailable("its engine has just been made, and is not ready yet".to_owned(), None)
+            }
             200..=299 | 400 => Ok(answer),
             404 if answer.says("no handler for route") => Err(StoreError::Impossible {
                 store,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use rollcall_engine::{
     protocol::{Answer, Passed},
     secrets::{
+        Name,
         grants::{GrantError, Wish},
-        ownership::Reader,
+        ownership::{Reader, Rule},
     },
 };
 
@@ -24,6 +25,10 @@ impl Dispatcher {
             return;
         }
         let (host, id) = waiter;
+        if let Some(refused) = self.ambiguous(host, &name) {
+            self.answer(vec![(waiter, Answer::Secret(Err(refused)))]);
+            return;
+        }
         let (job, incoming) = (Arc::clone(&self.job), self.dialer.incoming.clone());
         let work = tokio::spawn(async move {
             let spec = &job.hosts[host];
@@ -34,6 +39,18 @@ impl Dispatcher {
             let _ = incoming.send((host, Incoming::Answered { id, answer: Answer::Secret(got.map(Passed)) }));
         });
         self.asking.insert(waiter, work.abort_handle());
+    }
+
+    /// Two hosts with one node's name would share what is one node's own.
+    fn ambiguous(&self, host: usize, name: &str) -> Option<GrantError> {
+        let spec = &self.job.hosts[host];
+        let twin = spec.twin.as_ref()?;
+        let name = Name::new(name).ok()?;
+        Rule::of(&name)?.node(&name)?;
+        Some(GrantError::refused_with(
+            format!("'{name}' is one node's, and the hosts '{}' and '{twin}' differ in capitals only", spec.name),
+            "give one of them another name in the inventory",
+        ))
     }
 
     /// The run is being stopped: nobody waits for the store any more.
