@@ -283,7 +283,7 @@ mod tests {
             url: "http://127.0.0.1:9".into(),
             timeout: Duration::from_mins(1),
             voters: Some(3),
-            token: None,
+            tokens: Vec::new(),
         };
         let stopped = || Some("interrupted".to_owned());
         let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
