@@ -237,8 +237,6 @@ fn verify(
     let Err(error) = called else { return Ok(Err(String::new())) };
     match error.kind {
         Kind::ResetFile => Err(BootstrapError::ResetFile(error.clone())),
-        // The servers that have ACLs off say so in the leader's name: it may be about to restart with them on.
-        Kind::AclOff => Ok(Err(error.to_string())),
         // Somebody with the same secret, or a token that happens to have it: the token tells.
         Kind::InUse => Ok(Err(error.to_string())),
         kind if kind.may_come() => Ok(Err(error.to_string())),

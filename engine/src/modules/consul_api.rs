@@ -164,8 +164,8 @@ pub(super) fn first_look<T>(
 ) -> Result<Result<T, Failure>, Plan> {
     let check = cx.host.is_overlay();
     match patiently(if check { Duration::ZERO } else { wait }, ask) {
-        // In check mode ACLs may be what this very run turns on.
-        Err(error) if check && (error.kind.may_come() || error.kind == Kind::AclOff) => Err(may_change(error)),
+        // What a check finds off or missing may be what this very run turns on or makes.
+        Err(error) if check && error.kind.may_come() => Err(may_change(error)),
         answer => Ok(answer.map_err(Failure::from)),
     }
 }

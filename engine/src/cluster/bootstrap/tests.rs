@@ -177,7 +177,14 @@ fn every_sequence_of_passing_faults_ends_with_our_token() {
         Fate::Fails(Kind::AclOff),
         Fate::Ok,
     ];
-    let looks: [&[Kind]; 4] = [&[], &[Kind::Lost], &[Kind::NoLeader, Kind::NotBootstrapped], &[Kind::UnknownToken; 3]];
+    let looks: [&[Kind]; 5] = [
+        &[],
+        &[Kind::Lost],
+        &[Kind::NoLeader, Kind::NotBootstrapped],
+        &[Kind::UnknownToken; 3],
+        // The leader is about to restart with ACLs on.
+        &[Kind::AclOffElsewhere; 4],
+    ];
     for a in fates {
         for b in fates {
             for c in fates {

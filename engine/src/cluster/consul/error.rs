@@ -21,6 +21,8 @@ pub enum Kind {
     ResetFile,
     /// ACLs are off.
     AclOff,
+    /// ACLs are off on the server that leads, or that was asked in its stead.
+    AclOffElsewhere,
     /// The token that was sent is not known.
     UnknownToken,
     /// The token that was sent does not allow it.
@@ -44,7 +46,7 @@ impl Kind {
         } else if has(&["bootstrap reset index"]) {
             Self::ResetFile
         } else if has(&["ACL support disabled"]) {
-            Self::AclOff
+            if has(&["rpc error"]) { Self::AclOffElsewhere } else { Self::AclOff }
         } else if has(&["is already in use", "already exists"]) {
             Self::InUse
         } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter"]) {
@@ -66,12 +68,12 @@ impl Kind {
 
     /// Asking again, with the same values, may help.
     pub fn is_passing(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy)
+        matches!(self, Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere)
     }
 
-    /// A cluster that is only being formed answers so for a while.
+    /// A cluster that is only being formed, or whose ACLs are being turned on, answers so for a while.
     pub fn may_come(self) -> bool {
-        self.is_passing() || matches!(self, Self::UnknownToken | Self::NotBootstrapped)
+        self.is_passing() || matches!(self, Self::UnknownToken | Self::NotBootstrapped | Self::AclOff)
     }
 }
 
@@ -111,7 +113,7 @@ impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         let failure = Self::new(error.to_string());
         match error.kind {
-            Kind::AclOff => {
+            Kind::AclOff | Kind::AclOffElsewhere => {
                 failure.hint("ACLs are off: set `acl: {enabled: true}` in the configuration of all servers")
             }
             Kind::UnknownToken => failure.hint("the cluster does not know the token that was sent"),

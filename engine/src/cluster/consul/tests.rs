@@ -22,7 +22,7 @@ fn answers_are_told_apart_by_their_text() {
         ),
         (500, "Invalid bootstrap reset index (specified 7, reset index: 6)", Kind::ResetFile),
         (401, "ACL support disabled", Kind::AclOff),
-        (500, "rpc error making call: ACL support disabled", Kind::AclOff),
+        (500, "rpc error making call: ACL support disabled", Kind::AclOffElsewhere),
         (500, "No cluster leader", Kind::NoLeader),
         (500, "The ACL system is currently in legacy mode.", Kind::NoLeader),
         (500, "rpc error making call: EOF", Kind::Lost),
