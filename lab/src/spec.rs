@@ -485,6 +485,7 @@ mod tests {
         fails("instances: [{name: a, tags: {'aws:x': b}}]", "1:20", &["reserved"]);
         fails("jump_host: jmup\ninstances: [{name: jump}]", "1:12", &["did you mean 'jump'?"]);
         fails("disk: 3\ninstances: [{name: a}]", "1:7", &["no size", "4GiB"]);
+        fails("programs: [valt]\ninstances: [{name: a}]", "1:12", &["no program 'valt'", "did you mean 'vault'?"]);
         fails("region: west\ninstances: [{name: a}]", "1:9", &["no region"]);
     }
 

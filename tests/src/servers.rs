@@ -107,6 +107,7 @@ impl Vault {
         let made = vault.api("PUT", "sys/init", &json!({"secret_shares": 1, "secret_threshold": 1})).await;
         vault.root = made["root_token"].as_str().expect("it gives a token").to_owned();
         vault.key = made["keys"][0].as_str().expect("it gives a key").to_owned();
+        vault.file("root", &vault.root);
         vault.unseal().await;
         vault.api("POST", "sys/mounts/secret", &json!({"type": "kv", "options": {"version": "2"}})).await;
         // A new engine upgrades itself first.
@@ -154,7 +155,7 @@ impl Vault {
 
     /// A file with the token of all rights.
     pub fn root_file(&self) -> PathBuf {
-        self.file("root", &self.root)
+        self.dir.path().join("root")
     }
 
     /// A file with a token of one policy.

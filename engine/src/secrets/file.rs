@@ -219,7 +219,7 @@ impl Encrypted {
         let fail = |e: io::Error| self.io("write", path, &e);
         // 0600 from the start.
         let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(folder).map_err(fail)?;
-        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
+        file.as_file_mut().write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
         file.persist(path).map_err(|e| fail(e.error))?;
         // Renamed, but maybe not for a power cut.
         sync_folder(folder).map_err(|e| StoreError::Unknown {
@@ -326,11 +326,12 @@ impl Encrypted {
     /// A failed system call.
     fn io(&self, verb: &str, path: &Path, error: &io::Error) -> StoreError {
         let (store, call) = (self.store.clone(), format!("{verb} {}", path.display()));
-        match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EACCES | Errno::EPERM | Errno::EROFS) => {
+        // By kind: an error with a path in its text has no number any more.
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::Denied { store, call, why: error.to_string() }
             }
-            Some(Errno::ENOSPC | Errno::EDQUOT) => StoreError::Unavailable {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Unavailable {
                 store,
                 why: format!("cannot {call}: {error}"),
                 hint: Some(format!("make room (df -h {}); nothing was replaced", folder(path).display())),

@@ -226,6 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn the_manuals_table_is_up_to_date() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/secrets.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let maker = |maker| match maker {
+            Maker::Uuid => "a random UUID, when first needed",
+            Maker::GossipKey => "32 random bytes, when first needed",
+            Maker::Issuer => "the cluster's issuer",
+            Maker::Mark => "the first server that sees the cluster formed",
+        };
+        let row = |rule: &Rule| {
+            let Rule { pattern, what, readers, rotation, .. } = rule;
+            format!("| `{pattern}` | {what} | {} | {readers} | {rotation} |", maker(rule.maker))
+        };
+        let table = TABLE.iter().map(row).collect::<Vec<_>>().join("\n");
+        assert!(page.contains(&format!("\n{table}\n\n")), "docs/secrets.md wants this table:\n{table}");
+    }
+
+    #[test]
     fn a_client_makes_nothing_and_nobody_makes_the_authoritys_key() {
         let Settings::Aws(settings) = settings("aws-secretsmanager") else { panic!("another store") };
         for role in Role::ALL {

@@ -33,7 +33,7 @@ pub(crate) struct Recipe {
 }
 
 /// Every program of the lab.
-pub(crate) const RECIPES: [Recipe; 2] = [
+pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
         name: "consul",
         version: "1.22.2",
@@ -41,6 +41,14 @@ pub(crate) const RECIPES: [Recipe; 2] = [
         go_mod: include_str!("../../programs/consul/go.mod"),
         go_sum: include_str!("../../programs/consul/go.sum"),
         always: true,
+    },
+    Recipe {
+        name: "nomad",
+        version: "1.11.2",
+        package: "github.com/hashicorp/nomad",
+        go_mod: include_str!("../../programs/nomad/go.mod"),
+        go_sum: include_str!("../../programs/nomad/go.sum"),
+        always: false,
     },
     Recipe {
         name: "vault",
@@ -198,7 +206,9 @@ async fn is_version(path: &Path, recipe: &Recipe) -> bool {
     let Ok(Ok(output)) = tokio::time::timeout(std::time::Duration::from_secs(20), asked).await else { return false };
     let text = String::from_utf8_lossy(&output.stdout);
     let first = text.lines().next().unwrap_or_default();
-    first.split_whitespace().any(|word| word.strip_prefix('v') == Some(recipe.version))
+    // `Vault v1.21.0, built …`
+    let words = first.split_whitespace().map(|word| word.trim_end_matches(','));
+    words.filter_map(|word| word.strip_prefix('v')).any(|version| version == recipe.version)
 }
 
 /// The architecture as vendors of Go programs name it.
@@ -246,6 +256,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let recipe = &RECIPES[0];
         assert!(is_version(&script(folder.path(), "a", "echo 'Consul v1.22.2'"), recipe).await);
+        assert!(is_version(&script(folder.path(), "c", "echo 'Consul v1.22.2, built 2026-01-01'"), recipe).await);
         for said in ["echo 'Consul v1.22.20'", "echo 'Consul v1.21.5'; echo v1.22.2", "exit 1", "echo"] {
             assert!(!is_version(&script(folder.path(), "b", said), recipe).await, "{said}");
         }

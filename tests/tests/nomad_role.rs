@@ -1,0 +1,208 @@
+//! The role nomad on real hosts, with the real Nomad: a cluster forms and runs a job, a second run changes nothing, what is wrong is
+//! refused before it does harm, and a change goes through the servers one by one, and past the job without its noticing.
+
+use std::time::Duration;
+
+use rollcall_tests::{Borrowed, Lab, Project, Said};
+use serde_json::Value;
+
+const SERVERS: usize = 3;
+const CLIENT: usize = SERVERS;
+
+/// A task that tells each second that it is alive.
+const JOB: &str = r#"
+job "beats" {
+  datacenters = ["*"]
+  group "one" {
+    task "heart" {
+      driver = "exec"
+      config {
+        command = "/bin/sh"
+        args    = ["-c", "while :; do date +%s >> local/beats; sleep 1; done"]
+      }
+      resources {
+        cpu    = 50
+        memory = 32
+      }
+    }
+  }
+}
+"#;
+
+/// Three servers and a client, and the project that makes a cluster of them.
+struct Cluster {
+    hosts: Borrowed,
+    project: Project,
+}
+
+impl Cluster {
+    fn plan() -> Self {
+        let lab = Lab::shared();
+        let hosts = lab.borrow(SERVERS + 1, "");
+        let mut inventory = "all:\n  children:\n    nomad_servers:\n      hosts:\n".to_owned();
+        for (index, host) in hosts.hosts().enumerate() {
+            if index == CLIENT {
+                inventory.push_str("    nomad_clients:\n      hosts:\n");
+            }
+            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
+        }
+        let project =
+            Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", "{}\n");
+        let cluster = Self { hosts, project };
+        cluster.configure("");
+        cluster
+    }
+
+    fn run<'a>(&self, more: impl IntoIterator<Item = &'a str>) -> Said {
+        self.project.controller(["run", "nomad.yaml", "--json"].into_iter().chain(more))
+    }
+
+    fn configure(&self, more: &str) {
+        let status = self.hosts.lab.status();
+        let given = format!(
+            "nomad_mirror: {}\nnomad_datacenter: test\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n\
+             nomad_meta: {{rack: r1}}\n",
+            status.mirror, status.subnet
+        );
+        self.project.write("group_vars/all.yaml", &format!("{given}{more}"));
+    }
+
+    #[track_caller]
+    fn get(&self, host: usize, path: &str) -> Value {
+        self.hosts.root(host, &format!("curl --silent --fail http://127.0.0.1:4646{path}")).ok().json()
+    }
+
+    /// Seconds since 1970 of a pattern in the unit's journal.
+    #[track_caller]
+    fn journal(&self, host: usize, pattern: &str) -> Vec<f64> {
+        let line = format!("journalctl --unit nomad --output short-unix --quiet | grep '{pattern}' || true");
+        let said = self.hosts.root(host, &line).ok();
+        let time =
+            |line: &str| line.split(' ').next().and_then(|word| word.parse().ok()).expect("a time stands in front");
+        said.out.lines().map(time).collect()
+    }
+
+    /// The job's only allocation.
+    #[track_caller]
+    fn allocation(&self) -> Value {
+        let all = self.get(0, "/v1/job/beats/allocations");
+        assert_eq!(all.as_array().map(Vec::len), Some(1), "{all}");
+        all[0].clone()
+    }
+
+    #[track_caller]
+    fn beats(&self) -> Vec<u64> {
+        let said = self.hosts.root(CLIENT, "cat /var/lib/nomad/alloc/*/heart/local/beats").ok();
+        said.out.lines().map(|line| line.parse().expect("it is a number")).collect()
+    }
+}
+
+/// The recap of a run with `--json`: what `name` counts, of all hosts.
+#[track_caller]
+fn counted(said: &Said, name: &str) -> u64 {
+    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let recap = events.into_iter().find(|event| event["event"] == "recap");
+    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
+    let hosts = recap["hosts"].as_object().expect("it has hosts");
+    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
+}
+
+#[test]
+fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
+    let cluster = Cluster::plan();
+    let checked = cluster.run(["--check", "--diff"]).ok();
+    assert!(counted(&checked, "changed") > 0 && counted(&checked, "failed") == 0, "{}", checked.report());
+    for host in 0..=CLIENT {
+        cluster.hosts.root(host, "ls -d /opt/nomad /etc/nomad.d; id nomad").ends(1);
+    }
+    cluster.run([]).ok();
+
+    let health = cluster.get(0, "/v1/operator/autopilot/health");
+    assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
+    let nodes = cluster.get(0, "/v1/nodes");
+    assert_eq!(nodes.as_array().map(Vec::len), Some(1), "servers run nothing: {nodes}");
+    assert_eq!((&nodes[0]["Status"], &nodes[0]["Name"]), (&"ready".into(), &cluster.hosts.name(CLIENT).into()));
+    let node = cluster.get(0, &format!("/v1/node/{}", nodes[0]["ID"].as_str().expect("it has an id")));
+    assert_eq!(node["Meta"]["rack"], "r1", "{node}");
+    let modes = "stat --format '%n %a %U:%G' /etc/nomad.d /etc/nomad.d/nomad.json /var/lib/nomad";
+    assert_eq!(
+        cluster.hosts.root(0, modes).ok().out,
+        "/etc/nomad.d 750 root:nomad\n/etc/nomad.d/nomad.json 640 root:nomad\n/var/lib/nomad 750 nomad:nomad\n"
+    );
+    assert_eq!(
+        cluster.hosts.root(CLIENT, modes).ok().out,
+        "/etc/nomad.d 750 root:root\n/etc/nomad.d/nomad.json 640 root:root\n/var/lib/nomad 750 root:root\n"
+    );
+    // Whoever reaches the API may do everything: only this host does.
+    let address = &cluster.hosts.host(0).address;
+    cluster.hosts.root(CLIENT, &format!("curl --silent --max-time 3 http://{address}:4646/v1/status/leader")).ends(7);
+    for more in [&[][..], &["--check"]] {
+        let again = cluster.run(more.iter().copied()).ok();
+        for what in ["changed", "failed", "may_change"] {
+            assert_eq!(counted(&again, what), 0, "{what}: {}", again.report());
+        }
+    }
+    for host in 0..=CLIENT {
+        assert_eq!(cluster.journal(host, "Started nomad").len(), 1, "a first start is one start");
+    }
+
+    cluster.hosts.root(CLIENT, &format!("nomad job run - <<'JOB'\n{JOB}\nJOB")).ok();
+    let before = cluster.allocation();
+    assert_eq!(before["ClientStatus"], "running", "{before}");
+
+    // A change that everybody gets.
+    cluster.configure("nomad_log_level: WARN\n");
+    let changed = cluster.run([]).ok();
+    assert_eq!(counted(&changed, "changed"), 2 * (SERVERS as u64 + 1), "{}", changed.report());
+    let mut turns: Vec<(f64, f64)> = (0..SERVERS)
+        .map(|server| {
+            let (stops, starts) = (cluster.journal(server, "Stopping nomad"), cluster.journal(server, "Started nomad"));
+            assert_eq!((stops.len(), starts.len()), (1, 2), "{stops:?} {starts:?}");
+            (stops[0], starts[1])
+        })
+        .collect();
+    turns.sort_by(|one, other| one.0.total_cmp(&other.0));
+    for pair in turns.windows(2) {
+        let ((_, up), (down, _)) = (pair[0], pair[1]);
+        // The gate wants to see the cluster whole for five seconds.
+        assert!(up + 5.0 <= down, "no whole cluster between two restarts: {turns:?}");
+    }
+    assert_eq!(cluster.journal(CLIENT, "Started nomad").len(), 2, "{}", changed.report());
+    // The task has noticed nothing.
+    let after = cluster.allocation();
+    assert_eq!((&after["ID"], &after["ClientStatus"]), (&before["ID"], &"running".into()), "{after}");
+    let last = *cluster.beats().last().expect("it beats");
+    std::thread::sleep(Duration::from_secs(3));
+    let beats = cluster.beats();
+    assert!(*beats.last().expect("it beats") > last, "{beats:?}");
+    assert!(beats.windows(2).all(|pair| pair[1] - pair[0] <= 3), "it stood still: {beats:?}");
+    let tasks = after["TaskStates"]["heart"]["Restarts"].clone();
+    assert_eq!(tasks, 0, "{after}");
+}
+
+#[test]
+fn what_nomad_refuses_does_not_get_to_its_place() {
+    let cluster = Cluster::plan();
+    // What can be known before is told before anything is touched.
+    cluster.configure("nomad_config: {region: here}\n");
+    cluster.run([]).ends(3).says("nomad_config sets region").says("nomad_region");
+    cluster
+        .run(["-e", "nomad_bind_cidr=172.16.0.0/12"])
+        .ends(3)
+        .says("the network 172.16.0.0/12 (nomad_bind_cidr) gives 0 addresses");
+    cluster.configure("nomad_version: 1.11\n");
+    cluster.run([]).ends(3).says("nomad_version is '1.11'");
+    for host in 0..=CLIENT {
+        cluster.hosts.root(host, "ls -d /opt/nomad").ends(2);
+    }
+    cluster.configure("nomad_config: {serverr: {enabled: true}}\n");
+    cluster.run([]).ends(4).says("unexpected keys serverr");
+    for host in 0..=CLIENT {
+        cluster.hosts.root(host, "ls /etc/nomad.d/nomad.json /etc/systemd/system/nomad.service").ends(2);
+    }
+    // A key that is taken away is Nomad's own again.
+    cluster.configure("nomad_config: {telemetry: null, log_level: WARN}\n");
+    cluster.run(["--limit", "nomad_servers"]).ok();
+    let config: Value = cluster.hosts.root(0, "cat /etc/nomad.d/nomad.json").ok().json();
+    assert_eq!((config.get("telemetry"), &config["log_level"]), (None, &"WARN".into()), "{config}");
+}
