@@ -114,8 +114,8 @@ impl Cluster {
 /// The recap of a run: what `name` counts, by host.
 #[track_caller]
 fn counts(said: &Said, name: &str) -> Vec<u64> {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.filter(|event| event["event"] == "recap").last();
+    let mut events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let recap = events.rfind(|event| event["event"] == "recap");
     let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
     let hosts = recap["hosts"].as_object().expect("it has hosts");
     hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).collect()

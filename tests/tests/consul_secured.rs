@@ -75,8 +75,8 @@ impl Cluster {
 
 #[track_caller]
 fn counted(said: &Said, name: &str) -> u64 {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.filter(|event| event["event"] == "recap").last();
+    let mut events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let recap = events.rfind(|event| event["event"] == "recap");
     let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
     let hosts = recap["hosts"].as_object().expect("it has hosts");
     hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
@@ -111,7 +111,7 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
     cluster.request(CLIENT, &own, &format!("{API}/agent/self")).ok();
     cluster.request(CLIENT, &own, &format!("{API}/acl/tokens")).ends(22);
     cluster.request(CLIENT, &own, &format!("{API}/operator/autopilot/health")).ends(22);
-    cluster.hosts.root(CLIENT, &format!("test $(stat --format %a /var/lib/consul/acl-tokens.json) = 600")).ok();
+    cluster.hosts.root(CLIENT, "test $(stat --format %a /var/lib/consul/acl-tokens.json) = 600").ok();
     let search = |what: &str| {
         let line = format!(
             "grep --recursive --files-with-matches --binary-files=text '{what}' /etc /run /var/lib /var/log /tmp /root /home || true"

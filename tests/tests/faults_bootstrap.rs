@@ -130,7 +130,7 @@ fn round(hosts: &Borrowed, project: &Project, fault: Fault, random: &mut Random)
         return Err(format!("one of all callers bootstraps\n{}", first.report()));
     }
     // The agent of a killed controller finishes its task in flight before it lets go of the host.
-    let until = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + Duration::from_mins(2);
     let second = loop {
         let said = project.controller(["run", "bootstrap.yaml", "--json", "-e", &given]);
         if said.code != 7 || Instant::now() > until {
@@ -153,8 +153,8 @@ fn round(hosts: &Borrowed, project: &Project, fault: Fault, random: &mut Random)
 }
 
 fn counted(said: &Said, name: &str) -> Option<u64> {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.filter(|event| event["event"] == "recap").last()?;
+    let mut events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let recap = events.rfind(|event| event["event"] == "recap")?;
     recap["hosts"].as_object()?.values().map(|counts| counts[name].as_u64()).sum()
 }
 

@@ -131,7 +131,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             });
         }
         Ok(token) => return Err(explain(BootstrapError::Weak { accessor: token.accessor })),
-        Err(error) if cx.host.is_overlay() => return check(&consul.with(&secret), error),
+        Err(error) if cx.host.is_overlay() => return Ok(check(&consul.with(&secret), error)),
         // Whatever it is, the bootstrap deals with it.
         Err(_) => {}
     }
@@ -179,17 +179,17 @@ fn refused(error: GrantError) -> Failure {
 }
 
 /// What a check can know.
-fn check(consul: &Consul, error: ApiError) -> Result<Plan, Failure> {
+fn check(consul: &Consul, error: ApiError) -> Plan {
     if error.kind != Kind::UnknownToken {
-        return Ok(api::may_change(error));
+        return api::may_change(error);
     }
     match consul.is_bootstrapped() {
         Ok(false) => {
             let diff = api::diff("consul ACLs".into(), "", "bootstrapped\n");
-            Ok(Act::plan(diff, Outcome::changed(), |_| Err(Failure::new("a check bootstraps nothing"))))
+            Act::plan(diff, Outcome::changed(), |_| Err(Failure::new("a check bootstraps nothing")))
         }
-        Ok(true) => Ok(api::may_change("the cluster has been bootstrapped, and does not know the token")),
-        Err(error) => Ok(api::may_change(error)),
+        Ok(true) => api::may_change("the cluster has been bootstrapped, and does not know the token"),
+        Err(error) => api::may_change(error),
     }
 }
 

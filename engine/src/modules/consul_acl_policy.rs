@@ -251,8 +251,11 @@ fn same(found: Option<&Policy>, wanted: Option<&Policy>) -> bool {
 
 fn lines(policy: Option<&Policy>) -> String {
     let Some(policy) = policy else { return String::new() };
-    let places: String = policy.datacenters.iter().map(|name| format!("in {name}\n")).collect();
-    format!("description: {}\n{places}{}\n", policy.description, policy.rules.trim_end())
+    let mut lines = format!("description: {}\n", policy.description);
+    for place in &policy.datacenters {
+        lines.push_str(&format!("in {place}\n"));
+    }
+    lines + policy.rules.trim_end() + "\n"
 }
 
 #[cfg(test)]
