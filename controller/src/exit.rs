@@ -15,6 +15,8 @@ pub(crate) enum Exit {
     Locked,
     /// A gate did not find the cluster whole.
     GateRefused,
+    /// Someone else bootstrapped the cluster's ACLs.
+    Foreign,
     /// The playbook, the inventory or the project is wrong: no host was changed.
     Refused,
     /// Ctrl-C.
@@ -32,6 +34,7 @@ impl Exit {
             Self::Unreachable => 5,
             Self::GateRefused => 6,
             Self::Locked => 7,
+            Self::Foreign => 8,
             Self::Interrupted => 130,
         }
     }
@@ -54,4 +57,5 @@ Exit codes:
     5  a host could not be reached, the others went well
     6  a gate did not find the cluster whole
     7  another run is at work on a host
+    8  someone else bootstrapped the cluster's ACLs; nothing was reset
   130  interrupted (Ctrl-C)";

@@ -4,13 +4,22 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::playbook::model::Gate;
+use crate::{modules::http, playbook::model::Gate, secrets::Secret};
+use consul::Kind;
+
+/// Bootstrapping Consul's ACLs.
+pub mod bootstrap;
+/// Consul's HTTP API.
+pub mod consul;
 
 /// Between two polls.
 const POLL: Duration = Duration::from_millis(500);
 /// The cluster must be whole for this long: autopilot looks at its servers every two seconds, so that a shorter time
 /// could still show the state of before a restart.
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// For one request.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a gate asks.
 #[derive(Clone, Debug)]
@@ -21,6 +30,8 @@ pub struct Question {
     pub timeout: Duration,
     /// How many voters there should be; `None`: as many as autopilot knows.
     pub voters: Option<usize>,
+    /// The tokens to ask with, where ACLs are on: the first that the cluster knows. If it knows none, the question is asked without.
+    pub tokens: Vec<Secret>,
 }
 
 /// The answer of `/v1/operator/autopilot/health`, Consul's and Nomad's (HTTP 200 when healthy, 429 when not).
@@ -109,11 +120,13 @@ pub enum NotWhole {
 struct Missing {
     why: String,
     here: bool,
+    /// What the answer means, where there was one.
+    kind: Option<Kind>,
 }
 
 impl From<String> for Missing {
     fn from(why: String) -> Self {
-        Self { why, here: true }
+        Self { why, here: true, kind: None }
     }
 }
 
@@ -169,7 +182,7 @@ fn product(gate: Gate) -> &'static str {
 
 fn client() -> Result<reqwest::Client, String> {
     reqwest::Client::builder()
-        .timeout(Duration::from_secs(5))
+        .timeout(LOOK)
         .no_proxy()
         // Loopback over plain HTTP: a host without a CA store must not fail here.
         .tls_certs_only([])
@@ -178,20 +191,22 @@ fn client() -> Result<reqwest::Client, String> {
 }
 
 async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
-    let url = question.url.trim_end_matches('/');
-    let get = async |path: &str| {
-        let answer = client.get(format!("{url}{path}")).send().await.map_err(|_| format!("no answer from {url}"))?;
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(|e| format!("{path}: {e}"))?;
-        // 429 is autopilot's way to say that it is not healthy, with the same body.
-        if status.is_success() || status.as_u16() == 429 {
-            return Ok(body);
+    for token in &question.tokens {
+        match look_with(client, question, Some(token)).await {
+            Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => {
+                return look_without_rights(client, question).await;
+            }
+            // Before its first use, and while ACLs let everybody in, a token may not be there.
+            Err(Missing { kind: Some(Kind::UnknownToken), .. }) => {}
+            answer => return answer,
         }
-        let text = String::from_utf8_lossy(&body);
-        Err(format!("{path}: HTTP {}: {}", status.as_u16(), text.trim().chars().take(200).collect::<String>()))
-    };
+    }
+    look_with(client, question, None).await
+}
+
+async fn look_with(client: &reqwest::Client, question: &Question, token: Option<&Secret>) -> Result<(), Missing> {
     // This server first: autopilot may still hold the state of before its restart.
-    let body = get("/v1/agent/self").await?;
+    let body = get(client, question, "/v1/agent/self", token).await?;
     let agent: AgentSelf = serde_json::from_slice(&body).map_err(|e| format!("/v1/agent/self: {e}"))?;
     if let Some(raft) = agent.stats.get("raft") {
         let state = raft.get("state").map_or("", String::as_str);
@@ -203,11 +218,51 @@ async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missi
             return Err("this server is catching up".to_owned().into());
         }
     }
-    let body = get("/v1/operator/autopilot/health").await?;
+    let body = get(client, question, "/v1/operator/autopilot/health", token).await?;
     let health: AutopilotHealth =
         serde_json::from_slice(&body).map_err(|e| format!("/v1/operator/autopilot/health: {e}"))?;
     let why = health.whole(question.voters);
-    why.map_err(|why| Missing { why, here: !health.votes(&agent.member.name) })
+    why.map_err(|why| Missing { why, here: !health.votes(&agent.member.name), kind: None })
+}
+
+/// ACLs are on and not bootstrapped yet: no token gives the right to ask for health. What needs none must do: a leader, and
+/// all voters.
+async fn look_without_rights(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
+    let text = |body: &[u8]| serde_json::from_slice::<String>(body).unwrap_or_default();
+    if text(&get(client, question, "/v1/status/leader", None).await?).is_empty() {
+        return Err("there is no leader".to_owned().into());
+    }
+    let body = get(client, question, "/v1/status/peers", None).await?;
+    let peers: Vec<String> = serde_json::from_slice(&body).map_err(|e| format!("/v1/status/peers: {e}"))?;
+    match question.voters {
+        Some(voters) if peers.len() < voters => Err(format!("{} of {voters} voters", peers.len()).into()),
+        _ => Ok(()),
+    }
+}
+
+async fn get(
+    client: &reqwest::Client,
+    question: &Question,
+    path: &str,
+    token: Option<&Secret>,
+) -> Result<Vec<u8>, Missing> {
+    let url = question.url.trim_end_matches('/');
+    let mut request = client.get(format!("{url}{path}"));
+    if let Some(value) = token.and_then(|token| http::bearer(token.expose())) {
+        // Each product takes its own; both take this one.
+        request = request.header("Authorization", value);
+    }
+    let answer = request.send().await.map_err(|_| format!("no answer from {url}"))?;
+    let status = answer.status();
+    let body = answer.bytes().await.map_err(|e| format!("{path}: {}", http::reason(e, LOOK)))?;
+    // 429 is autopilot's way to say that it is not healthy, with the same body.
+    if status.is_success() || status.as_u16() == 429 {
+        return Ok(body.to_vec());
+    }
+    let text = String::from_utf8_lossy(&body);
+    let said: String = text.trim().chars().take(200).collect();
+    let why = format!("{path}: HTTP {}: {said}", status.as_u16());
+    Err(Missing { why, here: true, kind: Some(Kind::of(status.as_u16(), &text)) })
 }
 
 #[cfg(test)]
@@ -224,7 +279,12 @@ mod tests {
 
     #[test]
     fn a_stop_ends_the_wait() {
-        let question = Question { url: "http://127.0.0.1:9".into(), timeout: Duration::from_mins(1), voters: Some(3) };
+        let question = Question {
+            url: "http://127.0.0.1:9".into(),
+            timeout: Duration::from_mins(1),
+            voters: Some(3),
+            tokens: Vec::new(),
+        };
         let stopped = || Some("interrupted".to_owned());
         let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
         assert_eq!(ended, Err(NotWhole::Stopped("interrupted".into())));
@@ -250,5 +310,55 @@ mod tests {
             [server("a", true, true), server("b", true, true), server("c", true, false)]}));
         assert_eq!(joining.whole(Some(3)), Err("2 of 3 voters".into()));
         assert!(!joining.votes("c"));
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
+    /// Looks once with two tokens at a server that gives these answers; its requests, and what the look found.
+    fn looked(answers: &[String]) -> (Vec<String>, Result<(), Missing>) {
+        let server = http::tests::Server::new(answers.iter());
+        let tokens = vec![Secret::new("own"), Secret::new("management")];
+        let question = Question { url: server.url(""), timeout: Duration::ZERO, voters: Some(3), tokens };
+        let found = http::block_on(async { look(&client().unwrap(), &question).await }).unwrap();
+        let asked = |request: &String| {
+            let token = request.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
+            format!("{} {}", request.split(' ').nth(1).unwrap(), token.unwrap_or("-"))
+        };
+        (server.requests().iter().map(asked).collect(), found)
+    }
+
+    #[test]
+    fn the_first_token_that_is_known_asks() {
+        let unknown = answer("403 Forbidden", "rpc error making call: ACL not found");
+        let agent = answer("200 OK", r#"{"Stats": {"raft": {"state": "Leader"}}, "Member": {"Name": "a"}}"#);
+        let whole = serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
+            [server("a", true, true), server("b", true, true), server("c", true, true)]});
+        let whole = answer("200 OK", &whole.to_string());
+        let (asked, found) = looked(&[unknown.clone(), agent.clone(), whole.clone()]);
+        assert!(found.is_ok(), "{found:?}");
+        assert_eq!(
+            asked,
+            ["/v1/agent/self own", "/v1/agent/self management", "/v1/operator/autopilot/health management"]
+        );
+        // While everything is allowed none need be known.
+        let (asked, found) = looked(&[unknown.clone(), unknown, agent, whole]);
+        assert!(found.is_ok() && asked[2..] == ["/v1/agent/self -", "/v1/operator/autopilot/health -"], "{asked:?}");
+        let (_, found) = looked(&[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
+        assert!(found.unwrap_err().why.contains("Permission denied"));
+    }
+
+    #[test]
+    fn before_the_bootstrap_a_leader_and_all_voters_must_do() {
+        let fresh =
+            answer("403 Forbidden", "ACL system must be bootstrapped before making any requests that …: ACL not found");
+        let (leader, none) = (answer("200 OK", "\"10.0.0.1:8300\""), answer("200 OK", "\"\""));
+        let peers = |count: usize| answer("200 OK", &serde_json::json!(vec!["10.0.0.1:8300"; count]).to_string());
+        let (asked, found) = looked(&[fresh.clone(), leader.clone(), peers(3)]);
+        assert!(found.is_ok(), "{found:?}");
+        assert_eq!(asked[1..], ["/v1/status/leader -", "/v1/status/peers -"]);
+        assert_eq!(looked(&[fresh.clone(), none]).1.unwrap_err().why, "there is no leader");
+        assert_eq!(looked(&[fresh, leader, peers(2)]).1.unwrap_err().why, "2 of 3 voters");
     }
 }

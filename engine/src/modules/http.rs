@@ -43,7 +43,7 @@ impl fmt::Debug for Web {
 
 impl Web {
     /// For people: without the login that it may hold.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         shown(&self.0)
     }
 
@@ -52,13 +52,13 @@ impl Web {
         self.0.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default()
     }
 
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.0
     }
 }
 
 /// An address without what may be secret in it.
-pub(super) fn shown(url: &Url) -> String {
+pub(crate) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     // Both fail only for addresses that cannot have a login.
     let _ = url.set_password(None);
@@ -114,7 +114,7 @@ pub(super) fn headers(map: &Map<String, Value>) -> Result<HeaderMap, Failure> {
 
 /// Whose certificates count.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Trust {
+pub(crate) enum Trust {
     /// Those that the system's authorities signed.
     #[default]
     System,
@@ -126,7 +126,7 @@ pub(super) enum Trust {
 
 impl Trust {
     /// The argument `ca_path`: a file of the host with certificates (PEM).
-    pub(super) fn read(ca_path: Option<&PathBuf>, host: &dyn Read) -> Result<Self, Failure> {
+    pub(crate) fn read(ca_path: Option<&PathBuf>, host: &dyn Read) -> Result<Self, Failure> {
         let Some(path) = ca_path else { return Ok(Self::System) };
         let pem = read(path, host)?;
         let certificates = Certificate::from_pem_bundle(&pem).unwrap_or_default();
@@ -137,6 +137,13 @@ impl Trust {
     }
 }
 
+/// `Bearer TOKEN` as a header's value that is shown nowhere; `None` where it holds what a header cannot.
+pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
 /// A file of the host that a request needs.
 pub(super) fn read(path: &Path, host: &dyn Read) -> Result<Vec<u8>, Failure> {
     host.read(path).map_err(|e| explain("read", path, &e))
@@ -144,16 +151,16 @@ pub(super) fn read(path: &Path, host: &dyn Read) -> Result<Vec<u8>, Failure> {
 
 /// How a server is reached.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Reach {
-    pub(super) trust: Trust,
+pub(crate) struct Reach {
+    pub(crate) trust: Trust,
     /// Go through the proxies of the environment.
-    pub(super) use_proxy: bool,
+    pub(crate) use_proxy: bool,
     /// The task's, which has its proxies.
-    pub(super) environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 /// A client for one address and where it leads to. `more` sets what is the module's own.
-pub(super) fn client(
+pub(crate) fn client(
     url: &Web,
     reach: &Reach,
     more: impl Fn(ClientBuilder) -> ClientBuilder,

@@ -25,6 +25,19 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
+/// `consul_acl_bootstrap`.
+pub mod consul_acl_bootstrap;
+/// `consul_acl_policy`.
+pub mod consul_acl_policy;
+/// `consul_acl_role`.
+pub mod consul_acl_role;
+/// `consul_acl_token`.
+pub mod consul_acl_token;
+/// `consul_agent_token`.
+pub mod consul_agent_token;
+mod consul_api;
+/// `consul_kv`.
+pub mod consul_kv;
 /// `copy`.
 pub mod copy;
 /// `debug`.
@@ -79,6 +92,12 @@ pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
     &certificate::DEFINITION,
     &command::DEFINITION,
+    &consul_acl_bootstrap::DEFINITION,
+    &consul_acl_policy::DEFINITION,
+    &consul_acl_role::DEFINITION,
+    &consul_acl_token::DEFINITION,
+    &consul_agent_token::DEFINITION,
+    &consul_kv::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
     &download::DEFINITION,

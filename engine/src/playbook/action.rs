@@ -79,10 +79,10 @@ impl State<'_> {
             }
         };
         let Some(action) = ActionName::of(&name) else {
-            self.out.push(
-                Diagnostic::error(value.span, format!("unknown module '{name}'"))
-                    .nearest(&name, modules::names().chain(SPECIAL.iter().copied())),
-            );
+            let wrong = Diagnostic::error(value.span, format!("unknown module '{name}'"))
+                .nearest(&name, modules::names().chain(SPECIAL.iter().copied()));
+            // There are too many to name them all.
+            self.out.push(if wrong.hint.is_none() { wrong.hint("`controller doc` lists the modules") } else { wrong });
             return None;
         };
         Some((action, Key { name, span: key.span }, args))

@@ -14,9 +14,10 @@ use super::{
 use crate::{
     cluster::{self, NotWhole},
     diag::{Diagnostic, nearest},
-    modules::{self, Failure, Invocation, Needs},
+    modules::{self, Failure, FromArg as _, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
+    secrets::{Name, Secret, grants::GrantError},
     template::{self, EvalError},
     vars::Scope,
 };
@@ -351,6 +352,8 @@ impl Runner<'_> {
             Err(EvalError::Wrong(diagnostic)) => return Err(Closed::Refused(failure_of(&diagnostic))),
             Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
         };
+        let tokens = self.gate_tokens(gate, scope).map_err(Closed::Refused)?;
+        let asked = cluster::Question { tokens, ..asked };
         let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
         let refused = |why: String, hint: &str| {
             Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
@@ -366,6 +369,31 @@ impl Runner<'_> {
                 refused(why, "mend the cluster and run again; `-e rollcall_gate=false` runs the handler ungated"),
             )),
         }
+    }
+
+    /// The tokens that the gate asks with: the secrets that `consul_gate_tokens` (`nomad_gate_tokens`) names.
+    fn gate_tokens(&self, gate: Gate, scope: &Scope) -> Result<Vec<Secret>, Failure> {
+        let variable = match gate {
+            Gate::Consul => "consul_gate_tokens",
+            Gate::Nomad => "nomad_gate_tokens",
+        };
+        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
+        let Some(var) = scope.get(variable) else { return Ok(Vec::new()) };
+        let names = match template::eval(variable, var.origin, scope) {
+            Ok(value) => Vec::<String>::from_arg(&value).map_err(wrong)?,
+            Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
+            Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
+        };
+        let mut tokens = Vec::new();
+        for name in names {
+            let name = Name::new(&name).map_err(|e| wrong(e.to_string()))?;
+            match self.link.grants().secret(&name) {
+                Ok(secret) => tokens.push(secret),
+                Err(GrantError::NotYet(_)) => {}
+                Err(GrantError::Refused { why, hint }) => return Err(Failure { hint, ..wrong(why) }),
+            }
+        }
+        Ok(tokens)
     }
 
     /// Debts of earlier runs whose handlers no play of this run defines.
@@ -444,5 +472,5 @@ fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option
         None => GATE_TIMEOUT,
     };
     let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters }))
+    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new() }))
 }

@@ -179,6 +179,13 @@ impl Dispatcher {
                 if failed && result.result.get("gate").and_then(Value::as_str) == Some("refused") {
                     self.worst(Exit::GateRefused);
                 }
+                // Also where a rescue takes over: whoever was first may do everything in that cluster.
+                if result.result.get("foreign_bootstrap") == Some(&Value::Bool(true)) {
+                    self.worst(Exit::Foreign);
+                    self.remark = Some(
+                        "someone else bootstrapped the cluster: take it for compromised; nothing was reset".into(),
+                    );
+                }
                 let fatal = failed && self.is_fatal(event.play, event.task);
                 self.tell(&RunEvent::Task { host: name.clone(), result });
                 if fatal {

@@ -1,0 +1,124 @@
+//! What an answer of Consul means that is no success.
+
+use crate::modules::Failure;
+
+/// What kind of refusal an answer is, by its text: codes differ between versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No connection: it was not sent.
+    Unreachable,
+    /// The answer was lost: nobody knows whether it happened.
+    Lost,
+    /// There is no leader now.
+    NoLeader,
+    /// Too many requests, or a server that is about to stop: try again.
+    Busy,
+    /// The bootstrap has been done.
+    Bootstrapped,
+    /// The bootstrap has not been done: no token is known.
+    NotBootstrapped,
+    /// Someone put a reset file on the leader.
+    ResetFile,
+    /// ACLs are off.
+    AclOff,
+    /// ACLs are off on the server that leads, or that was asked in its stead.
+    AclOffElsewhere,
+    /// The token that was sent is not known.
+    UnknownToken,
+    /// The token that was sent does not allow it.
+    Denied,
+    /// There is no such thing.
+    NotFound,
+    /// The name or the id is in use.
+    InUse,
+    /// Anything else.
+    Refused,
+}
+
+impl Kind {
+    /// What an answer that is no success means.
+    pub fn of(status: u16, text: &str) -> Self {
+        let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+        if has(&["bootstrap no longer allowed"]) {
+            Self::Bootstrapped
+        } else if has(&["must be bootstrapped before"]) {
+            Self::NotBootstrapped
+        } else if has(&["bootstrap reset index"]) {
+            Self::ResetFile
+        } else if has(&["ACL support disabled"]) {
+            if has(&["rpc error"]) { Self::AclOffElsewhere } else { Self::AclOff }
+        } else if has(&["is already in use", "already exists"]) {
+            Self::InUse
+        } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter"]) {
+            Self::NoLeader
+        } else if status == 404 || has(&["token does not exist"]) {
+            Self::NotFound
+        } else if has(&["ACL not found"]) {
+            Self::UnknownToken
+        } else if status == 429 || has(&["try again later"]) {
+            Self::Busy
+        } else if has(LOST) || matches!(status, 502..=504) {
+            Self::Lost
+        } else if status == 403 {
+            Self::Denied
+        } else {
+            Self::Refused
+        }
+    }
+
+    /// Asking again, with the same values, may help.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere)
+    }
+
+    /// A cluster that is only being formed, or whose ACLs are being turned on, answers so for a while.
+    pub fn may_come(self) -> bool {
+        self.is_passing() || matches!(self, Self::UnknownToken | Self::NotBootstrapped | Self::AclOff)
+    }
+}
+
+/// Texts of answers after which nobody knows: a server, or the way to it, was lost on the way.
+const LOST: &[&str] = &[
+    "EOF",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "i/o timeout",
+    "stream closed",
+    "session shutdown",
+    "rpc error getting client",
+    "No known Consul servers",
+    "leadership lost",
+    "leadership transfer in progress",
+    "not the leader",
+    "raft is already shutdown",
+    "timed out enqueuing",
+    "context deadline exceeded",
+    "context canceled",
+];
+
+/// A request that was not answered with success.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {said}")]
+pub struct ApiError {
+    /// What it means.
+    pub kind: Kind,
+    /// Method and address.
+    pub call: String,
+    /// What Consul or the connection said. Secrets of the call are taken out.
+    pub said: String,
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        let failure = Self::new(error.to_string());
+        match error.kind {
+            Kind::AclOff | Kind::AclOffElsewhere => {
+                failure.hint("ACLs are off: set `acl: {enabled: true}` in the configuration of all servers")
+            }
+            Kind::UnknownToken => failure.hint("the cluster does not know the token that was sent"),
+            Kind::NotBootstrapped => failure.hint("run consul_acl_bootstrap on the servers first"),
+            _ => failure,
+        }
+    }
+}

@@ -1,0 +1,111 @@
+use serde_json::json;
+
+use super::*;
+use crate::{
+    host::overlay::Overlay,
+    modules::{
+        fake::{Fake, go, plan},
+        http::tests::Server,
+    },
+};
+
+const SECRET: &str = "bbbbbbbb-1111-2222-3333-444444444444";
+
+fn answer(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+fn stored(secret: &str, description: &str) -> String {
+    let accessor = accessor("test", "dns").to_string();
+    let body = json!({"AccessorID": accessor, "SecretID": secret, "Description": description,
+        "Policies": [{"ID": "x", "Name": "names"}], "Local": false});
+    answer("200 OK", &body.to_string())
+}
+
+fn missing() -> String {
+    answer("403 Forbidden", "token does not exist: ACL not found")
+}
+
+fn args(server: &Server) -> Value {
+    json!({"purpose": "dns", "cluster": "test", "secret": SECRET, "policies": ["names"], "token": "mmm",
+        "url": server.url(""), "wait": 0})
+}
+
+#[test]
+fn an_accessor_follows_from_cluster_and_purpose() {
+    let one = accessor("kraken", "agent web-1");
+    assert_eq!(one, accessor("kraken", "agent web-1"));
+    assert_eq!((one.get_version_num(), one.get_variant()), (5, uuid::Variant::RFC4122));
+    // Another number would be another token in every cluster that exists.
+    assert_eq!(one.to_string(), PINNED);
+    assert_ne!(one, accessor("kraken", "agent web-2"));
+    assert_ne!(one, accessor("krakena", "gent web-1"));
+}
+const PINNED: &str = "6117cd74-a1d5-5f68-acc8-4d9264bfc0c7";
+
+#[test]
+fn it_is_made_with_both_ids_and_found_again() {
+    // Missing, and the one that asks is known; then made, and read back.
+    let me = answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#);
+    let there = stored(SECRET, "Made by Rollcall: dns");
+    let server = Server::new([&missing(), &me, &missing(), &me, &there, &there, &there]);
+    let made = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap();
+    assert!(made.changed, "{made:?}");
+    let accessor = accessor("test", "dns").to_string();
+    assert_eq!(made.data.get("accessor_id"), Some(&json!(accessor)));
+    let put = &server.requests()[4];
+    assert!(put.starts_with("PUT /v1/acl/token HTTP"), "{put}");
+    for part in [&accessor, SECRET, "Made by Rollcall: dns", r#""Policies":[{"Name":"names"}]"#] {
+        assert!(put.contains(part), "{part}: {put}");
+    }
+    let again = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap();
+    assert!(!again.changed);
+}
+
+#[test]
+fn another_secret_is_a_new_token_if_it_is_ours() {
+    let (old, new) = ("cccccccc-1111-2222-3333-444444444444", stored(SECRET, "Made by Rollcall: dns"));
+    let theirs = stored(old, "by hand");
+    let server = Server::new([&theirs]);
+    let failure = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap_err();
+    assert!(failure.message.contains("was not made by Rollcall"), "{failure}");
+
+    let ours = stored(old, "Made by Rollcall: dns");
+    let me = answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#);
+    let done = answer("200 OK", "true");
+    let server = Server::new([&ours, &ours, &done, &missing(), &me, &done, &new]);
+    let Plan::Change(change) = plan(&Fake::new(), "consul_acl_token", args(&server)).unwrap() else { panic!() };
+    let shown = format!("{:?} {change:?}", change.diffs());
+    assert!(shown.contains("made anew") && !shown.contains(SECRET) && !shown.contains(old), "{shown}");
+    assert!(change.apply(&mut Fake::new()).unwrap().changed);
+    let methods: Vec<String> = server.requests().iter().map(|r| r.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(methods, ["GET", "GET", "DELETE", "GET", "GET", "PUT", "GET"]);
+}
+
+#[test]
+fn a_management_token_that_is_not_known_does_not_mean_that_nothing_is_there() {
+    let server = Server::new([&missing(), &missing()]);
+    let failure = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap_err();
+    assert!(failure.hint.as_deref().unwrap().contains("does not know the token that was sent"), "{failure:?}");
+    // A check may come before the cluster.
+    let server = Server::new([&missing(), &missing()]);
+    let fake = Fake::new();
+    let overlay = Overlay::new(&fake);
+    let Plan::Unchanged(outcome) = plan(&overlay, "consul_acl_token", args(&server)).unwrap() else { panic!() };
+    assert!(outcome.unknown);
+}
+
+#[test]
+fn wrong_arguments_are_told() {
+    for (args, why) in [
+        (json!({"secret": SECRET}), "argument 'purpose' is missing"),
+        (json!({"purpose": "x"}), "argument 'secret' or 'secret_from' is missing"),
+        (json!({"purpose": "x", "secret": "short"}), "no UUID"),
+        (json!({"purpose": "x", "accessor_id": SECRET, "secret": SECRET}), "exclude each other"),
+        (json!({"purpose": "x", "secret_from": "consul/token/dns"}), "there is nobody to ask"),
+    ] {
+        let failure = plan(&Fake::new(), "consul_acl_token", args).unwrap_err();
+        assert!(failure.message.contains(why), "{failure}");
+        assert!(!failure.message.contains("short"));
+    }
+}

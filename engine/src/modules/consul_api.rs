@@ -1,0 +1,355 @@
+//! What the modules `consul_*` share: how the API is reached and with which token, secrets by value or by name, and bringing
+//! one object of the cluster to what it should be.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Map, Value};
+
+use super::{
+    Change, Cx, Diff, Failure, FromArg, Outcome, Plan,
+    args::expected,
+    http::{Trust, Web},
+};
+use crate::{
+    cluster::consul::{ApiError, Consul, Kind, NodeIdentity, ServiceIdentity, TemplateVariables, TemplatedPolicy},
+    host::{Read, Write},
+    secrets::{Name, Secret, grants::GrantError, redact},
+};
+
+/// What descriptions of our objects begin with.
+const OURS: &str = "Made by Rollcall";
+/// Between two questions to a cluster that is not as far yet.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often something is written before it counts as a quarrel.
+const WRITES: usize = 6;
+
+/// The name of a secret.
+#[derive(Clone, Debug)]
+pub struct SecretName(pub(super) Name);
+
+impl FromArg for SecretName {
+    fn kind() -> String {
+        "the name of a secret".into()
+    }
+    fn from_arg(value: &Value) -> Result<Self, String> {
+        let text = value.as_str().ok_or_else(|| expected::<Self>(value))?;
+        Name::new(text).map(Self).map_err(|e| e.to_string())
+    }
+}
+
+/// A value that is never shown.
+#[derive(Clone, Debug)]
+pub struct Hidden(pub(super) Secret);
+
+impl FromArg for Hidden {
+    fn kind() -> String {
+        "a string".into()
+    }
+    fn from_arg(value: &Value) -> Result<Self, String> {
+        match value {
+            Value::String(text) if !text.is_empty() => Ok(Self(Secret::new(text.as_str()))),
+            Value::String(_) => Err("expected a string, found an empty one".into()),
+            _ => Err("expected a string, found something else".into()),
+        }
+    }
+}
+
+/// The default address of Consul's API.
+pub(super) fn local() -> Web {
+    // Proven by the test below: the text is a URL.
+    #[expect(clippy::expect_used, reason = "a constant that is a URL")]
+    Web::from_arg(&Value::from("http://127.0.0.1:8500")).expect("it is a URL")
+}
+
+/// A secret that a call was given, or not.
+#[derive(Debug)]
+pub(super) enum Given {
+    /// Here it is.
+    Value(Secret),
+    /// Check mode: it is not there yet.
+    NotYet(String),
+    /// The call names none.
+    Nothing,
+}
+
+/// A secret by value, or by name from who answers this host.
+pub(super) fn secret(
+    (value_arg, value): (&str, Option<&Hidden>),
+    (name_arg, name): (&str, Option<&SecretName>),
+    cx: &Cx<'_>,
+) -> Result<Given, Failure> {
+    match (value, name) {
+        (Some(_), Some(_)) => Err(Failure::new(format!("'{value_arg}' and '{name_arg}' exclude each other"))),
+        (Some(value), None) => {
+            // One that was not asked for by its name is taken out of what is told all the same.
+            redact::register(&value.0);
+            Ok(Given::Value(value.0.clone()))
+        }
+        (None, None) => Ok(Given::Nothing),
+        (None, Some(name)) => match cx.secrets.secret(&name.0) {
+            Ok(secret) => Ok(Given::Value(secret)),
+            Err(GrantError::NotYet(why)) => Ok(Given::NotYet(why)),
+            Err(GrantError::Refused { why, hint }) => {
+                let failure = Failure::new(format!("argument '{name_arg}': {why}"));
+                Err(match hint {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                })
+            }
+        },
+    }
+}
+
+/// The arguments by which the API is reached.
+#[derive(Debug)]
+pub(super) struct Access<'a> {
+    pub(super) url: &'a Web,
+    pub(super) ca_file: Option<&'a PathBuf>,
+    pub(super) token: Option<&'a Hidden>,
+    pub(super) token_secret: Option<&'a SecretName>,
+}
+
+/// A client, or what the call says without one.
+#[derive(Debug)]
+pub(super) enum Opened {
+    /// It can be asked.
+    Client(Box<Consul>),
+    /// Check mode: it will be possible later.
+    Later(Plan),
+}
+
+/// A client for a call.
+pub(super) fn open(access: &Access<'_>, cx: &Cx<'_>) -> Result<Opened, Failure> {
+    let token = match secret(("token", access.token), ("token_secret", access.token_secret), cx)? {
+        Given::Value(token) => Some(token),
+        Given::NotYet(why) => return Ok(Opened::Later(may_change(why))),
+        Given::Nothing => None,
+    };
+    let trust = match Trust::read(access.ca_file, cx.host) {
+        Ok(trust) => trust,
+        Err(failure) if cx.host.is_overlay() => return Ok(Opened::Later(may_change(failure.message))),
+        Err(failure) => return Err(Failure { message: failure.message.replace("'ca_path'", "'ca_file'"), ..failure }),
+    };
+    Consul::new(access.url, trust, token).map(|client| Opened::Client(Box::new(client)))
+}
+
+/// Check mode cannot know.
+pub(super) fn may_change(why: impl fmt::Display) -> Plan {
+    Plan::Unchanged(Outcome::unknown(format!("not yet: {why}")))
+}
+
+/// Asks until there is an answer: a cluster that is being formed refuses for a while.
+pub(super) fn patiently<T>(wait: Duration, mut ask: impl FnMut() -> Result<T, ApiError>) -> Result<T, ApiError> {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Err(error) if error.kind.may_come() && begun.elapsed() < wait => {
+                thread::sleep(PAUSE.min(wait.saturating_sub(begun.elapsed())));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// The first look of a plan. The outer error is the plan of a check that cannot look yet.
+pub(super) fn first_look<T>(
+    wait: Duration,
+    cx: &Cx<'_>,
+    ask: impl FnMut() -> Result<T, ApiError>,
+) -> Result<Result<T, Failure>, Plan> {
+    let check = cx.host.is_overlay();
+    match patiently(if check { Duration::ZERO } else { wait }, ask) {
+        // What a check finds off or missing may be what this very run turns on or makes.
+        Err(error) if check && error.kind.may_come() => Err(may_change(error)),
+        answer => Ok(answer.map_err(Failure::from)),
+    }
+}
+
+/// How something of the cluster came to be as it should.
+#[derive(Debug)]
+pub(super) struct Settled<T> {
+    /// As it is now.
+    pub(super) now: Option<T>,
+    /// It was written here.
+    pub(super) changed: bool,
+}
+
+/// Brings something to what it should be: read, write what is wrong, read back; and again where an answer was lost, or
+/// somebody else was faster.
+pub(super) fn settle<T>(
+    wait: Duration,
+    mut read: impl FnMut() -> Result<Option<T>, ApiError>,
+    right: impl Fn(Option<&T>) -> bool,
+    mut write: impl FnMut(Option<&T>) -> Result<(), ApiError>,
+) -> Result<Settled<T>, Failure> {
+    let mut changed = false;
+    let mut last: Option<ApiError> = None;
+    for turn in 0..=WRITES {
+        let now = patiently(wait, &mut read).map_err(|e| Failure { changed, ..Failure::from(e) })?;
+        if right(now.as_ref()) {
+            return Ok(Settled { now, changed });
+        }
+        if turn == WRITES {
+            break;
+        }
+        match write(now.as_ref()) {
+            Ok(()) => (changed, last) = (true, None),
+            Err(error) if error.kind == Kind::Lost => (changed, last) = (true, Some(error)),
+            Err(error) if error.kind.is_passing() || error.kind == Kind::InUse => {
+                last = Some(error);
+                thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(Failure { changed, ..error.into() }),
+        }
+    }
+    Err(match last {
+        Some(error) => Failure { changed, ..error.into() },
+        None => Failure {
+            changed,
+            ..Failure::new("it does not stay as it was written").hint("look who else writes it: two of one name?")
+        },
+    })
+}
+
+/// A description that says whose it is.
+pub(super) fn ours(description: &str) -> String {
+    if description.is_empty() { OURS.to_owned() } else { format!("{OURS}: {description}") }
+}
+
+/// Whether a description says that it is ours.
+pub(super) fn is_ours(description: &str) -> bool {
+    description.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+}
+
+/// The failure of a removal of what others made.
+pub(super) fn not_ours(what: &str) -> Failure {
+    Failure::new(format!("{what} was not made by Rollcall: it is left as it is"))
+        .hint("only what Rollcall made is removed (its description begins with 'Made by Rollcall')")
+}
+
+/// What is done; it may look at the machine afterwards.
+pub(super) type Work = Box<dyn FnOnce(&dyn Read) -> Result<Outcome, Failure> + Send>;
+
+/// A change that is a call.
+pub(super) struct Act {
+    pub(super) diffs: Vec<Diff>,
+    /// What a check says.
+    pub(super) planned: Outcome,
+    pub(super) work: Work,
+}
+
+impl fmt::Debug for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Act").field("planned", &self.planned).finish_non_exhaustive()
+    }
+}
+
+impl Act {
+    /// A change with one diff.
+    pub(super) fn plan(
+        diff: Diff,
+        planned: Outcome,
+        work: impl FnOnce(&dyn Read) -> Result<Outcome, Failure> + Send + 'static,
+    ) -> Plan {
+        Plan::Change(Box::new(Self { diffs: vec![diff], planned, work: Box::new(work) }))
+    }
+}
+
+impl Change for Act {
+    fn diffs(&self) -> Vec<Diff> {
+        self.diffs.clone()
+    }
+
+    fn apply(self: Box<Self>, host: &mut dyn Write) -> Result<Outcome, Failure> {
+        if host.is_overlay() { Ok(self.planned) } else { (self.work)(host.as_read()) }
+    }
+}
+
+/// A difference between two texts.
+pub(super) fn diff(what: String, before: &str, after: &str) -> Diff {
+    Diff { what, before: before.to_owned(), after: after.to_owned(), hidden: false }
+}
+
+/// The result of a call that made, changed or found something.
+pub(super) fn outcome(changed: bool) -> Outcome {
+    if changed { Outcome::changed() } else { Outcome::unchanged() }
+}
+
+/// Reads a mapping whose keys are these; its name alone may stand for it.
+fn fields(
+    value: &Value,
+    what: &str,
+    first: &'static str,
+    known: &[&'static str],
+) -> Result<Map<String, Value>, String> {
+    match value {
+        Value::String(name) => Ok(Map::from_iter([(first.to_owned(), Value::from(name.as_str()))])),
+        Value::Object(map) => {
+            for key in map.keys() {
+                if !known.contains(&key.as_str()) {
+                    let near = crate::diag::nearest(key, known.iter().copied());
+                    let near = near.map(|near| format!(" (did you mean '{near}'?)")).unwrap_or_default();
+                    return Err(format!("{what} has no '{key}', only {}{near}", known.join(", ")));
+                }
+            }
+            match map.get(first) {
+                Some(Value::String(name)) if !name.is_empty() => Ok(map.clone()),
+                _ => Err(format!("{what} needs a '{first}'")),
+            }
+        }
+        _ => Err(format!("expected {what}: a name or a mapping of {}", known.join(", "))),
+    }
+}
+
+fn text(map: &Map<String, Value>, key: &str) -> Result<String, String> {
+    map.get(key).map_or(Ok(String::new()), |value| String::from_arg(value).map_err(|e| format!("{key}: {e}")))
+}
+
+fn places(map: &Map<String, Value>) -> Result<std::collections::BTreeSet<String>, String> {
+    let list = map.get("datacenters").map_or(Ok(Vec::new()), Vec::<String>::from_arg);
+    list.map(|list| list.into_iter().collect()).map_err(|e| format!("datacenters: {e}"))
+}
+
+impl FromArg for ServiceIdentity {
+    fn kind() -> String {
+        "a service's name, or its name and datacenters".into()
+    }
+    fn from_arg(value: &Value) -> Result<Self, String> {
+        let map = fields(value, "a service identity", "name", &["name", "datacenters"])?;
+        Ok(Self { service_name: text(&map, "name")?, datacenters: places(&map)? })
+    }
+}
+
+impl FromArg for NodeIdentity {
+    fn kind() -> String {
+        "a node's name and its datacenter".into()
+    }
+    fn from_arg(value: &Value) -> Result<Self, String> {
+        let map = fields(value, "a node identity", "name", &["name", "datacenter"])?;
+        let identity = Self { node_name: text(&map, "name")?, datacenter: text(&map, "datacenter")? };
+        if identity.datacenter.is_empty() { Err("a node identity needs a 'datacenter'".into()) } else { Ok(identity) }
+    }
+}
+
+impl FromArg for TemplatedPolicy {
+    fn kind() -> String {
+        "a templated policy such as builtin/dns, or its template, name and datacenters".into()
+    }
+    fn from_arg(value: &Value) -> Result<Self, String> {
+        let map = fields(value, "a templated policy", "template", &["template", "name", "datacenters"])?;
+        let name = text(&map, "name")?;
+        Ok(Self {
+            template_name: text(&map, "template")?,
+            template_variables: (!name.is_empty()).then_some(TemplateVariables { name }),
+            datacenters: places(&map)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
