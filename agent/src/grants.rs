@@ -9,6 +9,7 @@ use rollcall_engine::{
     secrets::{
         Name, Secret,
         grants::{GrantError, Grants, Issued, SignRequest, Wish},
+        ownership::{Maker, Rule},
         redact,
     },
 };
@@ -45,7 +46,10 @@ impl Asking {
             Answer::Refused(why) => return Err(GrantError::refused(why)),
             _ => return Err(GrantError::refused("an answer of the wrong kind")),
         };
-        redact::register(&value);
+        // What the authority says of itself is for everybody.
+        if !Rule::of(name).is_some_and(|rule| rule.maker == Maker::Issuer) {
+            redact::register(&value);
+        }
         known().insert(name.clone(), value.clone());
         Ok(value)
     }
@@ -63,7 +67,16 @@ impl Grants for Asking {
         }
     }
 
-    fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
-        Err(GrantError::refused("the controller signs no certificates"))
+    fn sign(&self, request: &SignRequest) -> Result<Issued, GrantError> {
+        if self.wish == Wish::Look {
+            return Err(GrantError::NotYet("a certificate is signed when this is carried out".into()));
+        }
+        let controller = self.controller.upgrade().ok_or_else(|| GrantError::refused("the run is over"))?;
+        let answer = controller.ask(Ask::Sign(request.clone()));
+        match answer.map_err(|failure| GrantError::refused(failure.message))? {
+            Answer::Issued(answer) => answer,
+            Answer::Refused(why) => Err(GrantError::refused(why)),
+            _ => Err(GrantError::refused("an answer of the wrong kind")),
+        }
     }
 }

@@ -16,6 +16,8 @@ pub mod inventory;
 pub mod modules;
 /// YAML trees with places.
 pub mod node;
+/// Certificates.
+pub mod pki;
 /// The language.
 pub mod playbook;
 /// The project file.

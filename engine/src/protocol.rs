@@ -12,7 +12,7 @@
 //!                            ◀─   Ready
 //!   Go (a play, a batch)     ─▶
 //!                            ◀─   Event …, Keep (what other hosts ask for), Ask (a turn, a delegated task, results of
-//!                                 other hosts, a secret; the last one also before Ready)
+//!                                 other hosts, a certificate, a secret; the last one also before Ready)
 //!   Answer, Invoke           ─▶
 //!                            ◀─   PlayDone
 //!   Bye                      ─▶
@@ -33,7 +33,7 @@ use crate::{
     playbook::model::{Bundle, Gate},
     secrets::{
         Secret,
-        grants::{GrantError, Wish},
+        grants::{GrantError, Issued, SignRequest, Wish},
     },
     vars::{Vars, hosts::Known},
 };
@@ -412,6 +412,8 @@ pub enum Ask {
         /// Whether it may be made.
         wish: Wish,
     },
+    /// A certificate for a key of this host.
+    Sign(SignRequest),
     /// The turn is over.
     TurnDone {
         /// The handler's task.
@@ -440,6 +442,8 @@ pub enum Answer {
     Others(Base64),
     /// A secret, or why there is none.
     Secret(Result<Passed, GrantError>),
+    /// A certificate, or why there is none.
+    Issued(Result<Issued, GrantError>),
     /// Not to be had: the reason.
     Refused(String),
 }

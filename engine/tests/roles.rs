@@ -116,12 +116,14 @@ fn refused(loaded: &Loaded, host: &str, more: Value) -> Option<(String, String)>
         if name != "assert" || task.when.iter().any(|when| !holds(&when.text, when.span, &scope)) {
             continue;
         }
+        // Without words of its own it is what a role's argument_specs ask for, with variables that only its import sets.
+        let Some(message) = args.get("fail_msg") else { continue };
         let that: Vec<&Node> = match &args.get("that").unwrap().kind {
             Kind::List(items) => items.iter().collect(),
             _ => vec![args.get("that").unwrap()],
         };
         if !that.iter().all(|node| holds(node.as_str().unwrap(), node.span, &scope)) {
-            let said = template::render(args.get("fail_msg").unwrap(), &scope).unwrap();
+            let said = template::render(message, &scope).unwrap();
             return Some((task.name.as_ref().unwrap().as_str().unwrap().to_owned(), said.as_str().unwrap().to_owned()));
         }
     }
@@ -260,6 +262,61 @@ fn the_agent_is_asked_where_it_listens() {
 }
 
 #[test]
+fn tls_is_turned_on_step_by_step() {
+    let loaded = load("consul.yaml");
+    let config = |more: Value| configuration(&loaded, "consul-server-1", more);
+    assert_eq!((&config(json!({}))["tls"], &config(json!({}))["addresses"]), (&Value::Null, &Value::Null));
+    for (mode, incoming, outgoing) in [
+        (json!("accept"), false, false),
+        (json!("use"), false, true),
+        (json!("true"), true, true),
+        (json!(true), true, true),
+    ] {
+        let config = config(json!({"consul_tls": mode, "consul_client_addr": "0.0.0.0"}));
+        let files = |more: Value| {
+            let mut files = json!({
+                "ca_file": "/etc/consul.d/tls/ca.pem", "cert_file": "/etc/consul.d/tls/cert.pem",
+                "key_file": "/etc/consul.d/tls/key.pem",
+            });
+            files.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            files
+        };
+        let rpc = json!({"verify_incoming": incoming, "verify_outgoing": outgoing, "verify_server_hostname": outgoing});
+        let https = files(json!({"verify_incoming": false}));
+        assert_eq!(config["tls"], json!({"internal_rpc": files(rpc), "https": https}), "{mode}");
+        assert_eq!(config["addresses"], json!({"grpc": "127.0.0.1", "http": "127.0.0.1", "https": "127.0.0.1"}));
+        assert_eq!(config["ports"], json!({"dns": 8600, "grpc": 8502, "grpc_tls": -1, "http": 8500, "https": 8501}));
+    }
+    let open = config(json!({"consul_tls": true, "consul_acl": true, "consul_https_port": "443"}));
+    assert_eq!((&open["addresses"]["https"], &open["ports"]["https"]), (&json!("127.0.0.1 10.77.1.11"), &json!(443)));
+    // The gate's address is plain HTTP on loopback, whatever else listens where.
+    let scope =
+        scope(&loaded, "consul", "consul-server-1", json!({"consul_tls": true, "consul_client_addr": "10.77.1.11"}));
+    assert_eq!(template::eval("consul_gate_url", Span::NONE, &scope).unwrap(), json!("http://127.0.0.1:8500"));
+    // Each word is at most a step away from the next.
+    for (running, tls, refuse) in [
+        ("", "true", false),
+        ("false", "true", true),
+        ("false", "use", true),
+        ("false", "accept", false),
+        ("accept", "use", false),
+        ("accept", "true", true),
+        ("use", "true", false),
+        ("true", "true", false),
+        ("true", "false", true),
+        ("accept", "false", false),
+    ] {
+        let more = json!({"consul_tls": tls, "consul__tls_running": {"stdout": running}});
+        let said = refused(&loaded, "consul-server-1", more);
+        assert_eq!(said.is_some(), refuse, "{running} {tls}: {said:?}");
+        if let Some((name, message)) = said {
+            assert_eq!(name, "A cluster that runs changes TLS step by step");
+            assert!(message.contains("false, accept, use, true"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_work_is_refused_with_what_to_do() {
     let loaded = load("consul.yaml");
     assert_eq!(refused(&loaded, "consul-server-1", json!({})), None);
@@ -323,6 +380,13 @@ fn what_cannot_work_is_refused_with_what_to_do() {
             "use consul_server, consul_bootstrap_expect",
         ),
         (json!({"consul_resolved": "sometimes"}), "The rest is one of the known words", "auto, true or false"),
+        (json!({"consul_tls": "verify"}), "TLS is one of the known words", "(found 'verify')"),
+        (json!({"consul_certificate_days": 0}), "TLS is one of the known words", "(found '0')"),
+        (
+            json!({"consul_tls": true, "consul_version": "1.13.9"}),
+            "The version has what TLS needs",
+            "consul_version is 1.13.9",
+        ),
         (json!({"base_time_sync": "ntp"}), "What is asked for makes sense", "base_time_sync must be"),
     ];
     for (more, task, said) in cases {

@@ -91,8 +91,8 @@ pub(crate) struct Dispatcher {
     /// Delegated calls under way: who asked, and who carries it out.
     delegated: HashMap<u64, (Waiter, usize)>,
     next_call: u64,
-    /// Hosts that wait for a secret, and the work that gets it for them.
-    asking: HashMap<Waiter, AbortHandle>,
+    /// Hosts that wait for a secret or a certificate, and the work that gets it for them.
+    asking: HashMap<Waiter, (secrets::Refuse, AbortHandle)>,
     /// Hosts of the batch that is at work, in order.
     batch: Vec<usize>,
     exit: Exit,

@@ -20,11 +20,13 @@ use super::events::RunEvent;
 pub(crate) fn issuer(project: &Project, sources: &Arc<Sources>) -> Issuer {
     // What is wrong with the grants was told when the project was read.
     let own = project.store.as_ref().map(|store| Own::read(store, &mut Diagnostics::default()));
+    let cluster = project.cluster.clone().unwrap_or_default();
     let (project, sources) = (project.clone(), Arc::clone(sources));
-    Issuer::new(Box::new(move || open(&project, &sources)), own.unwrap_or_default())
+    Issuer::new(Box::new(move || open(&project, &sources)), own.unwrap_or_default()).of_cluster(&cluster)
 }
 
-fn open(project: &Project, sources: &Sources) -> Result<Arc<dyn SecretStore>, GrantError> {
+/// The store of a project's cluster.
+pub(crate) fn open(project: &Project, sources: &Sources) -> Result<Arc<dyn SecretStore>, GrantError> {
     closed();
     let cluster = project.cluster.as_deref().ok_or_else(|| {
         GrantError::refused_with(

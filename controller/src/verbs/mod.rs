@@ -1,5 +1,6 @@
 //! One file per verb: its options, and `run`.
 
+pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod doc;
 pub(crate) mod exec;

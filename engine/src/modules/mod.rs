@@ -21,6 +21,8 @@ mod archive;
 pub mod args;
 /// `assert`.
 pub mod assert;
+/// `certificate`.
+pub mod certificate;
 /// `command`.
 pub mod command;
 /// `consul_acl_bootstrap`.
@@ -88,6 +90,7 @@ pub use args::{Arg, FromArg};
 /// Every module, in the order of the manual.
 pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
+    &certificate::DEFINITION,
     &command::DEFINITION,
     &consul_acl_bootstrap::DEFINITION,
     &consul_acl_policy::DEFINITION,

@@ -116,7 +116,7 @@ impl Runner<'_> {
                 Flow::Next
             }
             Ok(Answer::Refused(why)) => self.broken(play, task, Failure::new(why)),
-            Ok(Answer::Reply(_) | Answer::Others(_) | Answer::Secret(_)) => {
+            Ok(Answer::Reply(_) | Answer::Others(_) | Answer::Secret(_) | Answer::Issued(_)) => {
                 self.broken(play, task, Failure::new("an answer of the wrong kind"))
             }
             Err(failure) => self.broken(play, task, failure),

@@ -35,12 +35,27 @@ pub enum Product {
     Nomad,
 }
 
-/// A wish for a certificate. It names nothing but the key: which names the certificate gets is up to who signs, who knows the
-/// host.
+impl Product {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consul => "Consul",
+            Self::Nomad => "Nomad",
+        }
+    }
+}
+
+/// A wish for a certificate. Whether it is a server's or a client's, and of which node, is up to who signs, who knows the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignRequest {
     /// What for.
     pub product: Product,
+    /// Consul's datacenter, Nomad's region.
+    pub place: String,
+    /// The domain of Consul's names; empty for Nomad.
+    pub domain: String,
+    /// How long it shall count, in seconds.
+    pub lifetime: u64,
     /// PKCS #10 in PEM; its signature proves that the host has the key.
     pub csr: String,
 }

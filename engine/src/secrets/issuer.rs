@@ -14,7 +14,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use globset::{GlobBuilder, GlobMatcher};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 use crate::{
     diag::{Diagnostic, Diagnostics},
@@ -28,8 +28,10 @@ use super::{
     redact,
 };
 
+mod signing;
+
 /// How long a store that may come back is asked.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The first pause between two attempts, doubled with each.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest.
@@ -118,6 +120,11 @@ pub struct Issuer {
     own: Own,
     store: AsyncMutex<Option<Arc<dyn SecretStore>>>,
     slots: Mutex<HashMap<Name, Arc<AsyncMutex<Slot>>>>,
+    /// Signs certificates.
+    pki: OnceCell<crate::pki::issuer::Issuer>,
+    /// When the authority could not be had, what was wished then, and why.
+    unsigned: AsyncMutex<Option<(Instant, Wish, GrantError)>>,
+    cluster: String,
     patience: Duration,
 }
 
@@ -130,7 +137,16 @@ impl fmt::Debug for Issuer {
 impl Issuer {
     /// An issuer for one cluster. Nothing is opened until a host asks.
     pub fn new(open: Opener, own: Own) -> Self {
-        Self { open, own, store: AsyncMutex::default(), slots: Mutex::default(), patience: PATIENCE }
+        Self {
+            open,
+            own,
+            store: AsyncMutex::default(),
+            slots: Mutex::default(),
+            pki: OnceCell::new(),
+            unsigned: AsyncMutex::default(),
+            cluster: String::new(),
+            patience: PATIENCE,
+        }
     }
 
     /// Whether a host may read a name; the refusal says who may.
@@ -192,6 +208,9 @@ impl Issuer {
         self.allowed(reader, &name)?;
         if wish == Wish::Mark && !Rule::of(&name).is_some_and(|rule| rule.maker == Maker::Mark) {
             return Err(GrantError::refused(format!("'{name}' is no mark: it is not to be written down")));
+        }
+        if Rule::of(&name).is_some_and(|rule| rule.maker == Maker::Issuer) {
+            return self.authority(wish, told).await;
         }
         let asked = Instant::now();
         let slot =
@@ -271,9 +290,8 @@ fn made(store: &str, name: &Name, maker: Option<Maker>, wish: Wish) -> Result<Se
         }
         (Some(Maker::Mark), Wish::Mark) => Ok(Secret::new(jiff::Timestamp::now().to_string())),
         (Some(Maker::Mark), _) => Err(GrantError::NotYet(format!("'{name}' has not been written down yet"))),
-        (Some(Maker::Issuer), _) => Err(GrantError::NotYet(format!(
-            "'{name}' is not there yet: it is made with the first certificate that is asked for"
-        ))),
+        // Answered before the store is read.
+        (Some(Maker::Issuer), _) => Err(GrantError::refused(format!("'{name}' is made with the cluster's authority"))),
     }
 }
 
@@ -301,7 +319,7 @@ async fn create(
 }
 
 /// Repeats a call that may yet succeed.
-async fn patient<T, F: Future<Output = Result<T, StoreError>>>(
+pub(crate) async fn patient<T, F: Future<Output = Result<T, StoreError>>>(
     patience: Duration,
     told: Told<'_>,
     mut call: impl FnMut() -> F,
@@ -320,7 +338,7 @@ async fn patient<T, F: Future<Output = Result<T, StoreError>>>(
     }
 }
 
-fn refusal(error: StoreError) -> GrantError {
+pub(crate) fn refusal(error: StoreError) -> GrantError {
     GrantError::Refused { why: with_causes(&error), hint: error.hint().map(str::to_owned) }
 }
 

@@ -95,10 +95,10 @@ const NOMAD: &[Role] = &[NomadServer, NomadClient];
 pub const TABLE: &[Rule] = &[
     Rule {
         pattern: "ca/key",
-        what: "private key of the cluster's certificate authority",
+        what: "private key of the cluster's certificate authority, with its certificate",
         maker: Maker::Issuer,
         readers: Readers::Nobody,
-        rotation: "by hand: a new authority is a new cluster's",
+        rotation: "by hand: docs/certificates.md",
     },
     Rule {
         pattern: "ca/certificate",

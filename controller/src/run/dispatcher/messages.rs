@@ -233,6 +233,10 @@ impl Dispatcher {
                 self.secret(waiter, name, wish);
                 Vec::new()
             }
+            Ask::Sign(request) => {
+                self.sign(waiter, request);
+                Vec::new()
+            }
             Ask::Delegate { host, call } => {
                 self.delegate(waiter, &host, *call);
                 Vec::new()

@@ -1,12 +1,13 @@
-//! Hosts that ask for secrets.
+//! Hosts that ask for secrets and certificates.
 
 use std::sync::Arc;
 
 use rollcall_engine::{
+    pki::issuer::Host,
     protocol::{Answer, Passed},
     secrets::{
         Name,
-        grants::{GrantError, Wish},
+        grants::{GrantError, SignRequest, Wish},
         ownership::{Reader, Rule},
     },
 };
@@ -19,36 +20,61 @@ use super::{
 impl Dispatcher {
     /// A host asks for a secret: the store may take long, and nobody else waits for it meanwhile.
     pub(super) fn secret(&mut self, waiter: Waiter, name: String, wish: Wish) {
+        self.fetch(waiter, Work::Secret(name, wish));
+    }
+
+    /// A host asks for a certificate.
+    pub(super) fn sign(&mut self, waiter: Waiter, request: SignRequest) {
+        self.fetch(waiter, Work::Sign(request));
+    }
+
+    fn fetch(&mut self, waiter: Waiter, work: Work) {
         if let Some(why) = &self.stopping {
-            let refused = Answer::Secret(Err(stopped(why)));
+            let refused = work.kind()(stopped(why));
             self.answer(vec![(waiter, refused)]);
             return;
         }
         let (host, id) = waiter;
-        if let Some(refused) = self.ambiguous(host, &name) {
-            self.answer(vec![(waiter, Answer::Secret(Err(refused)))]);
+        if let Some(refused) = self.ambiguous(host, &work) {
+            self.answer(vec![(waiter, work.kind()(refused))]);
             return;
         }
         let (job, incoming) = (Arc::clone(&self.job), self.dialer.incoming.clone());
+        let kind = work.kind();
         let work = tokio::spawn(async move {
             let spec = &job.hosts[host];
             let reader = Reader { host: &spec.name, groups: &spec.group_names };
             // The dispatcher is gone only when the run is over.
             let told = |what| drop(incoming.send((host, Incoming::Waiting(what))));
-            let got = job.issuer.secret(reader, &name, wish, &told).await;
-            let _ = incoming.send((host, Incoming::Answered { id, answer: Answer::Secret(got.map(Passed)) }));
+            let answer = match work {
+                Work::Secret(name, wish) => {
+                    Answer::Secret(job.issuer.secret(reader, &name, wish, &told).await.map(Passed))
+                }
+                Work::Sign(request) => {
+                    // The same address as roles get to see.
+                    let address = spec.cluster["self"]["address"].as_str().unwrap_or_default();
+                    Answer::Issued(job.issuer.sign(Host { reader, address }, &request, &told).await)
+                }
+            };
+            let _ = incoming.send((host, Incoming::Answered { id, answer }));
         });
-        self.asking.insert(waiter, work.abort_handle());
+        self.asking.insert(waiter, (kind, work.abort_handle()));
     }
 
     /// Two hosts with one node's name would share what is one node's own.
-    fn ambiguous(&self, host: usize, name: &str) -> Option<GrantError> {
+    fn ambiguous(&self, host: usize, work: &Work) -> Option<GrantError> {
         let spec = &self.job.hosts[host];
         let twin = spec.twin.as_ref()?;
-        let name = Name::new(name).ok()?;
-        Rule::of(&name)?.node(&name)?;
+        let what = match work {
+            Work::Secret(name, _) => {
+                let name = Name::new(name).ok()?;
+                Rule::of(&name)?.node(&name)?;
+                format!("'{name}'")
+            }
+            Work::Sign(_) => "a certificate".to_owned(),
+        };
         Some(GrantError::refused_with(
-            format!("'{name}' is one node's, and the hosts '{}' and '{twin}' differ in capitals only", spec.name),
+            format!("{what} is one node's, and the hosts '{}' and '{twin}' differ in capitals only", spec.name),
             "give one of them another name in the inventory",
         ))
     }
@@ -56,14 +82,32 @@ impl Dispatcher {
     /// The run is being stopped: nobody waits for the store any more.
     pub(super) fn stop_asking(&mut self, why: &str) -> Vec<(Waiter, Answer)> {
         let waiting = self.asking.drain();
-        let refused = waiting.map(|(waiter, work)| {
+        let refused = waiting.map(|(waiter, (refuse, work))| {
             work.abort();
-            (waiter, Answer::Secret(Err(stopped(why))))
+            (waiter, refuse(stopped(why)))
         });
         refused.collect()
     }
 }
 
+/// What a host waits for.
+enum Work {
+    Secret(String, Wish),
+    Sign(SignRequest),
+}
+
+/// The answer to a host that does not get what it asked for.
+pub(super) type Refuse = fn(GrantError) -> Answer;
+
+impl Work {
+    fn kind(&self) -> Refuse {
+        match self {
+            Self::Secret(..) => |error| Answer::Secret(Err(error)),
+            Self::Sign(_) => |error| Answer::Issued(Err(error)),
+        }
+    }
+}
+
 fn stopped(why: &str) -> GrantError {
-    GrantError::refused(format!("no secret: {why}"))
+    GrantError::refused(format!("the run is being stopped: {why}"))
 }

@@ -1,0 +1,278 @@
+//! Certificates on real hosts: keys that are made there and stay there, names that the controller decides, renewal in time, and
+//! Consul with TLS between its agents.
+
+use std::time::Duration;
+
+use rollcall_tests::{Borrowed, Lab, Project, Said};
+use serde_json::Value;
+
+/// Hosts of a cluster: the servers first, then one client.
+struct Ground {
+    hosts: Borrowed,
+    project: Project,
+    servers: usize,
+}
+
+impl Ground {
+    fn new(servers: usize) -> Self {
+        let lab = Lab::shared();
+        let hosts = lab.borrow(servers + 1, "");
+        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
+        for (index, host) in hosts.hosts().enumerate() {
+            if index == servers {
+                inventory.push_str("    consul_clients:\n      hosts:\n");
+            }
+            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
+        }
+        let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
+        let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
+        project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
+        let ground = Self { hosts, project, servers };
+        ground.configure("");
+        ground
+    }
+
+    /// The variables of role consul, on all hosts.
+    fn configure(&self, more: &str) {
+        let status = self.hosts.lab.status();
+        let given = format!(
+            "consul_mirror: {}\nconsul_datacenter: dc1\nconsul_bind_cidr: {}\nbase_time_sync: chrony\n",
+            status.mirror, status.subnet
+        );
+        self.project.write("group_vars/all.yaml", &format!("{given}{more}"));
+    }
+
+    /// A play that has each host make its certificate, with `more` arguments.
+    fn site(&self, more: &str, options: &[&str]) -> Said {
+        let site = format!(
+            "- hosts: all\n  become: true\n  tasks:\n    - name: Certificate\n      certificate:\n        path: /etc/node\n        \
+             product: consul\n        server: \"{{{{ pretend | default('consul_servers' in group_names) }}}}\"\n        datacenter: dc1\n        \
+             node: \"{{{{ inventory_hostname }}}}\"\n        address: \"{{{{ cluster.self.address }}}}\"\n{more}      \
+             notify: tell\n  handlers:\n    - {{name: tell, shell: echo told >> /run/told}}\n"
+        );
+        self.project.write("site.yaml", &site);
+        self.project.controller(["run", "site.yaml", "--json"].into_iter().chain(options.iter().copied()))
+    }
+
+    fn consul(&self, more: &[&str]) -> Said {
+        self.project.controller(["run", "consul.yaml", "--json"].into_iter().chain(more.iter().copied()))
+    }
+
+    #[track_caller]
+    fn all(&self, line: &str) -> Vec<String> {
+        (0..=self.servers).map(|host| self.hosts.root(host, line).ok().text().to_owned()).collect()
+    }
+
+    /// The store's file, if there is one: its name and the hash of what it holds.
+    fn store(&self) -> String {
+        self.project.shell("find ~ -name '*.age' -exec sha256sum {} +").out
+    }
+}
+
+/// The recap's numbers of all hosts, added up.
+#[track_caller]
+fn counted(said: &Said, name: &str) -> u64 {
+    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let recap = events.filter(|event| event["event"] == "recap").last();
+    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
+    let hosts = recap["hosts"].as_object().expect("it has hosts");
+    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
+}
+
+#[test]
+fn nodes_make_their_keys_and_get_their_names() {
+    let ground = Ground::new(1);
+    // A check says it, and makes neither authority nor key.
+    let checked = ground.site("", &["--check", "--diff"]).ok();
+    assert_eq!((counted(&checked, "changed"), counted(&checked, "failed")), (2, 0), "{}", checked.report());
+    assert_eq!(ground.store(), "");
+    ground.hosts.root(0, "ls -d /etc/node /etc/.node-*").ends(2);
+
+    let first = ground.site("", &["--diff"]).ok();
+    assert_eq!(ground.all("cat /run/told"), ["told", "told"]);
+    let modes = "cd /etc/node/ && stat --format '%n %a %U:%G' . cert.pem key.pem ca.pem";
+    let wanted = ". 750 root:root\ncert.pem 644 root:root\nkey.pem 640 root:root\nca.pem 644 root:root";
+    assert_eq!(ground.all(modes), [wanted, wanted]);
+    let authorities = ground.all("cat /etc/node/ca.pem");
+    let exported = ground.project.controller(["ca", "export"]).ok();
+    assert_eq!([exported.text(), exported.text()], [&authorities[0], &authorities[1]]);
+    ground.project.controller(["ca", "show"]).ok().says("kraken certificate authority").says("until");
+
+    // OpenSSL judges: what each may serve, and what the client may not.
+    let verify = |host: usize, name: &str| {
+        let line =
+            format!("cd /etc/node && openssl verify -x509_strict -CAfile ca.pem -verify_hostname {name} cert.pem");
+        ground.hosts.root(host, &line).code == 0
+    };
+    let (server, client) = (ground.hosts.name(0).to_owned(), ground.hosts.name(1).to_owned());
+    for (host, name, good) in [
+        (0, "server.dc1.consul", true),
+        (0, &*format!("{server}.server.dc1.consul"), true),
+        (0, &server, true),
+        (0, "localhost", true),
+        (0, "client.dc1.consul", false),
+        (1, "client.dc1.consul", true),
+        (1, &client, true),
+        (1, "server.dc1.consul", false),
+        (1, &server, false),
+    ] {
+        assert_eq!(verify(host, name), good, "{host} {name}");
+    }
+    ground.all(
+        "cd /etc/node && [ \"$(openssl pkey -in key.pem -pubout)\" = \"$(openssl x509 -in cert.pem -noout -pubkey)\" ]",
+    );
+
+    // The key is in its file and nowhere else: not in what is told, on the hosts, or on the controller.
+    for (host, key) in ground.all("sed -n 2p /etc/node/key.pem").iter().enumerate() {
+        assert!(key.len() > 40 && !first.out.contains(key.as_str()) && !first.err.contains(key.as_str()));
+        let search = format!("grep -rlF -e '{key}' /etc /var /run /root /home /tmp /usr/local 2> /dev/null");
+        let found = ground.hosts.root(host, &search);
+        let files: Vec<&str> = found.out.lines().collect();
+        assert!(files.len() == 1 && files[0].ends_with("/key.pem"), "{files:?}");
+        ground.project.shell(&format!("grep -rF -e '{key}' ~ .")).ends(1);
+    }
+
+    let store = ground.store();
+    for options in [&[][..], &["--check"]] {
+        let again = ground.site("", options).ok();
+        assert_eq!((counted(&again, "changed"), counted(&again, "may_change")), (0, 0), "{}", again.report());
+    }
+    assert_eq!(ground.all("cat /run/told"), ["told", "told"]);
+    assert_eq!(ground.store(), store);
+
+    // A client that takes itself for a server: its certificate stays what it is.
+    let before = ground.all("readlink /etc/node");
+    let refused = ground.site("", &["--limit", &client, "-e", "pretend=true"]).ends(4);
+    refused
+        .says("server.dc1.consul, and is good for client.dc1.consul as well")
+        .says("the issuer goes by the inventory");
+    assert_eq!(ground.all("readlink /etc/node"), before);
+}
+
+#[test]
+fn what_ends_soon_is_renewed_and_one_of_another_authority_too() {
+    let ground = Ground::new(1);
+    ground.site("        lifetime: 60\n", &[]).ok();
+    let links = ground.all("readlink /etc/node");
+    let again = ground.site("        lifetime: 60\n", &[]).ok();
+    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+    std::thread::sleep(Duration::from_secs(50));
+    let renewed = ground.site("        lifetime: 86400\n", &[]).ok().says("it end");
+    assert_eq!(counted(&renewed, "changed"), 4, "the certificate and the handler, each: {}", renewed.report());
+    let newer = ground.all("readlink /etc/node");
+    assert!(links.iter().zip(&newer).all(|(old, new)| old != new), "{links:?} {newer:?}");
+    // The one of before stays for a handler that fails, and no other does.
+    assert_eq!(ground.all("ls -d /etc/.node-* | wc -l"), ["2", "2"]);
+    assert_eq!(counted(&ground.site("        lifetime: 86400\n", &[]).ok(), "changed"), 0);
+
+    // An authority of one's own.
+    let make = "openssl req -x509 -nodes -newkey rsa:2048 -days 30 -subj /CN=corp -keyout corp.key -out corp.pem \
+                -addext keyUsage=critical,keyCertSign";
+    ground.project.shell(make).ok();
+    let import = ["ca", "import", "--certificate", "corp.pem", "--key", "corp.key"];
+    ground.project.controller(import).ends(1).says("has a certificate authority already").says("--replace");
+    ground.project.controller(import.into_iter().chain(["--replace"])).ok().says("CN=corp");
+    ground.site("        lifetime: 86400\n", &[]).ok().says("authority has not signed it");
+    ground.all(
+        "cd /etc/node && openssl verify -CAfile ca.pem cert.pem && openssl x509 -in ca.pem -noout -subject | grep corp",
+    );
+    assert_eq!(counted(&ground.site("        lifetime: 86400\n", &[]).ok(), "changed"), 0);
+}
+
+#[test]
+fn agents_of_consul_talk_with_certificates_only() {
+    let ground = Ground::new(3);
+    ground.configure("consul_tls: true\n");
+    let checked = ground.consul(&["--check", "--diff", "--limit", "consul_servers"]).ok();
+    assert_eq!(counted(&checked, "failed"), 0, "{}", checked.report());
+    ground.consul(&[]).ok();
+    let members = ground.hosts.root(0, "consul members").ok().out;
+    assert_eq!(members.matches(" alive ").count(), 4, "{members}");
+    ground.hosts.root(3, "curl --silent --fail http://127.0.0.1:8500/v1/catalog/nodes").ok().says(ground.hosts.name(1));
+
+    // HTTPS with the server's certificate, to loopback; no certificate is asked of who calls.
+    let https = "curl --silent --fail --cacert /etc/consul.d/tls/ca.pem https://localhost:8501/v1/status/leader";
+    for leader in ground.all(https) {
+        assert!(leader.contains(":8300"), "{leader}");
+    }
+    let name = "openssl s_client -connect 127.0.0.1:8501 -CAfile /etc/consul.d/tls/ca.pem -verify_return_error \
+                -verify_hostname server.dc1.consul < /dev/null";
+    ground.hosts.root(0, name).ok();
+    ground.hosts.root(3, name).ends(1);
+    // Who has no certificate is refused by the servers, in plain and in TLS.
+    let address = ground.hosts.host(0).address.clone();
+    let plain = format!("exec 3<> /dev/tcp/{address}/8300; printf '\\0' >&3; timeout 5 cat <&3");
+    ground.hosts.root(3, &format!("bash -c \"{plain}\"")).ok();
+    ground.hosts.root(0, "journalctl --unit consul | grep 'Non-TLS connection attempted'").ok();
+    let bare = format!(
+        "(sleep 2) | timeout 10 openssl s_client -connect {address}:8300 -alpn consul/rpc-single -CAfile /etc/consul.d/tls/ca.pem 2>&1"
+    );
+    ground.hosts.root(3, &bare).says("alert");
+    let given = "-cert /etc/consul.d/tls/cert.pem -key /etc/consul.d/tls/key.pem";
+    let with = bare.replace("-CAfile", &format!("{given} -CAfile"));
+    ground.hosts.root(3, &with).says("Verify return code: 0").never_says("alert");
+
+    for options in [&[][..], &["--check"]] {
+        let again = ground.consul(options).ok();
+        assert_eq!((counted(&again, "changed"), counted(&again, "may_change")), (0, 0), "{}", again.report());
+    }
+
+    // A new certificate is served after a reload: no agent restarts.
+    let process = "systemctl show --property MainPID --property ActiveEnterTimestamp consul";
+    let (before, served) =
+        (ground.all(process), "openssl s_client -connect 127.0.0.1:8501 < /dev/null | openssl x509 -noout -serial");
+    let old = ground.all(served);
+    ground.all("rm /etc/consul.d/tls/cert.pem");
+    let renewed = ground.consul(&[]).ok();
+    assert_eq!(counted(&renewed, "changed"), 8, "the certificate and the reload, each: {}", renewed.report());
+    assert_eq!(ground.all(process), before);
+    std::thread::sleep(Duration::from_secs(2));
+    let new = ground.all(served);
+    assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
+    assert_eq!(new, ground.all("openssl x509 -in /etc/consul.d/tls/cert.pem -noout -serial"));
+    // A store without this cluster's authority: the agents keep the certificates by which they talk.
+    let links = ground.all("readlink /etc/consul.d/tls");
+    let elsewhere = "XDG_DATA_HOME=$HOME/elsewhere";
+    let line = format!("{elsewhere} \"$0\" run consul.yaml; echo \"ended $?\"");
+    let said =
+        ground.project.shell(&line.replace("$0", &rollcall_tests::program("controller").display().to_string())).ok();
+    said.says("is in use, and is of another authority").says("controller ca show").says("ended 4");
+    assert_eq!(ground.all("readlink /etc/consul.d/tls"), links);
+    ground.hosts.root(0, "consul kv put a b && consul operator autopilot state | grep -i 'healthy.*true'").ok();
+}
+
+#[test]
+fn a_cluster_that_runs_gets_tls_step_by_step() {
+    let ground = Ground::new(3);
+    ground.consul(&[]).ok();
+    let started = |host: usize| {
+        ground.hosts.root(host, "journalctl --unit consul --quiet | grep -c 'Started consul'").ok().text().to_owned()
+    };
+    ground.configure("consul_tls: true\n");
+    let refused = ground.consul(&[]).ends(4);
+    refused.says("is more than one step away").says("consul_tls=accept");
+    assert_eq!(started(0), "1");
+    for (count, word) in [(2, "accept"), (3, "use"), (4, "true")] {
+        if word == "use" {
+            // Where connections are made without TLS the authority can be replaced.
+            let make = "openssl req -x509 -nodes -newkey rsa:2048 -days 3000 -subj /CN=corp -keyout corp.key -out corp.pem \
+                        -addext keyUsage=critical,keyCertSign";
+            ground.project.shell(make).ok();
+            let import = ["ca", "import", "--certificate", "corp.pem", "--key", "corp.key", "--replace"];
+            ground.project.controller(import).ok();
+            let replaced = ground.consul(&[]).ok();
+            assert_eq!(counted(&replaced, "changed"), 8, "the certificate and the reload: {}", replaced.report());
+        }
+        ground.configure(&format!("consul_tls: {word}\n"));
+        ground.consul(&[]).ok();
+        for host in 0..=3 {
+            assert_eq!(started(host), count.to_string(), "{word}");
+        }
+        let members = ground.hosts.root(3, "consul members").ok().out;
+        assert_eq!(members.matches(" alive ").count(), 4, "{word}: {members}");
+        ground.hosts.root(3, &format!("consul kv put {word} yes")).ok();
+        assert_eq!(counted(&ground.consul(&[]).ok(), "changed"), 0, "{word}");
+    }
+    ground.configure("consul_tls: false\n");
+    ground.consul(&[]).ends(4).says("is more than one step away");
+}
