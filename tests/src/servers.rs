@@ -80,6 +80,8 @@ pub struct Vault {
     dir: tempfile::TempDir,
     /// `http://127.0.0.1:PORT`.
     pub address: String,
+    /// The same server over TLS, with the certificate of [`Vault::ca_file`].
+    pub tls_address: String,
     /// Where it listens.
     pub listen: SocketAddr,
     root: String,
@@ -91,10 +93,17 @@ impl Vault {
     pub async fn start() -> Self {
         let program = lab_program("vault");
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        let listen = free_address();
+        let (listen, tls) = (free_address(), free_address());
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate can be made");
+        let (certificate, key) = (dir.path().join("ca.pem"), dir.path().join("key.pem"));
+        std::fs::write(&certificate, made.cert.pem()).expect("the certificate can be written");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("its key can be written");
         let config = json!({
             "storage": {"inmem": {}},
-            "listener": {"tcp": {"address": listen.to_string(), "tls_disable": true}},
+            "listener": [
+                {"tcp": {"address": listen.to_string(), "tls_disable": true}},
+                {"tcp": {"address": tls.to_string(), "tls_cert_file": certificate, "tls_key_file": key}},
+            ],
             "disable_mlock": true,
             "api_addr": format!("http://{listen}"),
         });
@@ -103,7 +112,8 @@ impl Vault {
         let server = Server::start(&program, &["server", &format!("-config={}", file.display())], &log);
         let address = format!("http://{listen}");
         wait_for(&format!("{address}/v1/sys/seal-status"), &log).await;
-        let mut vault = Self { _server: server, dir, address, listen, root: String::new(), key: String::new() };
+        let (tls_address, root, key) = (format!("https://{tls}"), String::new(), String::new());
+        let mut vault = Self { _server: server, dir, address, tls_address, listen, root, key };
         let made = vault.api("PUT", "sys/init", &json!({"secret_shares": 1, "secret_threshold": 1})).await;
         vault.root = made["root_token"].as_str().expect("it gives a token").to_owned();
         vault.key = made["keys"][0].as_str().expect("it gives a key").to_owned();
@@ -156,6 +166,11 @@ impl Vault {
     /// A file with the token of all rights.
     pub fn root_file(&self) -> PathBuf {
         self.dir.path().join("root")
+    }
+
+    /// The certificate that it shows, as its own authority.
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
     }
 
     /// A file with a token of one policy.

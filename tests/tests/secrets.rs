@@ -169,6 +169,51 @@ fn what_a_host_may_not_read_is_refused_before_anything_is_changed() {
         .says("rollcall.yaml:");
 }
 
+/// A key of several lines, no two of which may be shown.
+const KEY: &str = "-----BEGIN TEST KEY-----\nMHcCAQEEIIrYSSNQFaA2Hwf1duRSxKtLYX5CB04fSeQ6tF1aY7Hp\nAwEHoUQDQgAEPR3tU2Fta9ktY+6P9G0cWO+0kETA6SFs38GecTyudlHz6xvCdz8q\n-----END TEST KEY-----\n";
+
+#[test]
+fn a_users_own_secret_is_read_by_those_who_are_granted_it() {
+    let ground = Ground::new();
+    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    let grants =
+        "store: {type: file, grants: {app/*: [consul_servers, consul_clients], app/servers/**: consul_servers}}\n";
+    ground.project.write("rollcall.yaml", &format!("{settings}{grants}"));
+    let put = |name: &str, value: &str| {
+        ground.project.write("value", value);
+        let controller = rollcall_tests::program("controller");
+        let line = format!("{} secret put {name} < value; code=$?; rm value; exit $code", controller.display());
+        ground.project.shell(&line)
+    };
+    put("app/short", "1234").ends(1).says("fewer than 6 bytes");
+    put("app/key", &format!("{KEY}\n")).ok();
+    put("app/servers/db/password", "correct horse").ok();
+    let lines: Vec<&str> = KEY.lines().filter(|line| !line.starts_with('-')).collect();
+    let site = r#"
+- hosts: all
+  become: true
+  vars:
+    password: "{{ secret('app/servers/db/password') if 'consul_servers' in group_names else 'none' }}"
+  tasks:
+    - copy: {content: "{{ secret('app/key') }}", dest: /etc/key, mode: "0600"}
+    - copy: {content: "{{ password }}", dest: /etc/password, mode: "0600"}
+    - shell: sed -n 2p /etc/key; sed -n 3p /etc/key >&2; exit 1
+      ignore_errors: true
+    - shell: cat /etc/password; curl --silent "http://127.0.0.1:9/?q={{ password | urlencode }}"
+      failed_when: false
+"#;
+    for more in [&["--diff", "-vvv"][..], &["--json", "--diff"], &["--check", "--diff", "-vvv"]] {
+        let said = ground.run(site, more.iter().copied()).ok();
+        for hidden in lines.iter().chain(&["correct horse", "correct%20horse", "correct+horse"]) {
+            said.clone().never_says(hidden);
+        }
+    }
+    for host in 0..=CLIENT {
+        assert_eq!(ground.hosts.read(host, "/etc/key"), KEY);
+        assert_eq!(ground.hosts.read(host, "/etc/password"), if host == CLIENT { "none" } else { "correct horse" });
+    }
+}
+
 #[test]
 fn a_secret_stays_with_the_hosts_that_asked() {
     let ground = Ground::new();
@@ -369,6 +414,51 @@ fn belongs(place: &str) -> bool {
 }
 
 #[test]
+fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
+    let ground = Ground::new();
+    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    ground.project.write("rollcall.yaml", &format!("{settings}store: {{type: file, path: s.age, lock_timeout: 1}}\n"));
+    ground.project.write("site.yaml", SITE);
+    let hold = || {
+        let line = "exec flock --no-fork s.age.lock sh -c 'touch held; exec sleep 600'";
+        let mut command = std::process::Command::new("sh");
+        let holder = rollcall_tests::Running::start(command.args(["-c", line]).current_dir(ground.project.path()));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !ground.project.path().join("held").exists() {
+            assert!(Instant::now() < until, "the lock is not taken");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::fs::remove_file(ground.project.path().join("held")).expect("it is there");
+        holder
+    };
+    // The agents are there, so that the runs below are soon where they ask.
+    ground.project.controller(["exec", "all", "--", "true"]).ok();
+    let begin = || {
+        let running = ground.project.start(["run", "site.yaml", "--json"]);
+        let until = Instant::now() + Duration::from_mins(2);
+        for host in 0..=CLIENT {
+            while ground.hosts.root(host, "pgrep --full '/usr/local/lib/rollcall/[a]gent-'").code != 0 {
+                assert!(Instant::now() < until, "the run does not begin");
+            }
+        }
+        std::thread::sleep(Duration::from_secs(8));
+        running
+    };
+    let (holder, running) = (hold(), begin());
+    running.signal("INT");
+    let said = running.wait(Duration::from_secs(40)).ends(130);
+    assert!(said.out.contains("\"waiting\"") && said.out.contains("the secrets store"), "{}", said.report());
+    for host in 0..=CLIENT {
+        ground.hosts.root(host, "test -e /etc/gossip").ends(1);
+    }
+    let running = begin();
+    drop(holder);
+    let said = running.wait(Duration::from_mins(2)).ok();
+    assert!(said.out.contains("the secrets store"), "{}", said.report());
+    assert_eq!(ground.gossip(0), ground.gossip(CLIENT));
+}
+
+#[test]
 fn a_controller_that_dies_after_it_made_a_value_has_lost_nothing() {
     let ground = Ground::new();
     ground.project.write("site.yaml", SITE);
@@ -390,9 +480,10 @@ fn a_controller_that_dies_after_it_made_a_value_has_lost_nothing() {
     assert_eq!(ground.store(), store, "the value was there: nothing is written again");
 }
 
-#[test]
-fn a_cluster_talks_encrypted_with_one_key() {
-    const SERVERS: usize = 3;
+const SERVERS: usize = 3;
+
+/// Three servers of Consul; its variables besides those that the lab needs.
+fn consul(variables: &str) -> (Borrowed, Project, impl Fn(&Project, &str)) {
     let lab = Lab::shared();
     let hosts = lab.borrow(SERVERS, "");
     let mut inventory = "all:\n  children:\n    consul_clients: {}\n    consul_servers:\n      hosts:\n".to_owned();
@@ -401,15 +492,23 @@ fn a_cluster_talks_encrypted_with_one_key() {
     }
     let status = lab.status();
     let given = format!(
-        "consul_mirror: {}\nconsul_datacenter: test\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_encrypt: true\n",
+        "consul_mirror: {}\nconsul_datacenter: test\nconsul_bind_cidr: {}\nbase_time_sync: chrony\n",
         status.mirror, status.subnet
     );
     let project = Project::new(&lab, hosts.hosts())
         .file("inventory.yaml", &inventory)
-        .file("group_vars/all.yaml", &given)
+        .file("group_vars/all.yaml", &format!("{given}{variables}"))
         .file("site.yaml", "- {hosts: consul_servers, become: true, roles: [consul]}\n");
     let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
     project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
+    let configure =
+        move |project: &Project, more: &str| project.write("group_vars/all.yaml", &format!("{given}{more}"));
+    (hosts, project, configure)
+}
+
+#[test]
+fn a_cluster_talks_encrypted_with_one_key() {
+    let (hosts, project, _) = consul("consul_encrypt: true\n");
     project.controller(["run", "site.yaml", "--check", "--diff"]).ok();
     let first = project.controller(["run", "site.yaml", "--json", "--diff"]).ok();
     let members = hosts.root(0, "consul members").ok().out;
@@ -434,4 +533,33 @@ fn a_cluster_talks_encrypted_with_one_key() {
     let mended = project.controller(["run", "site.yaml", "--json"]).ok();
     assert_eq!(counted(&mended, "changed"), 1, "{}", mended.report());
     assert_eq!(hosts.root(0, starts).ok().out, before);
+}
+
+#[test]
+fn a_cluster_without_a_key_is_led_over_in_three_runs() {
+    let (hosts, project, configure) = consul("");
+    project.controller(["run", "site.yaml"]).ok();
+    let encrypted = |host: usize| {
+        hosts.root(host, "consul info | sed -n 's/.*encrypted = //p' | sort | uniq").ok().text().to_owned()
+    };
+    assert_eq!(encrypted(0), "false");
+    configure(&project, "consul_encrypt: true\n");
+    let starts = "systemctl show --property NRestarts,ExecMainStartTimestampMonotonic consul; ls /etc/consul.d";
+    let before = hosts.root(0, starts).ok().out;
+    let refused = project.controller(["run", "site.yaml"]).ends(4);
+    refused.says("is a member of a cluster without gossip encryption");
+    assert_eq!(hosts.root(0, starts).ok().out, before, "what is refused changes nothing");
+    for step in [
+        "consul_config: {encrypt_verify_incoming: false, encrypt_verify_outgoing: false}",
+        "consul_config: {encrypt_verify_incoming: false}",
+        "",
+    ] {
+        configure(&project, &format!("consul_encrypt: true\n{step}\n"));
+        project.controller(["run", "site.yaml"]).ok();
+        let members = hosts.root(0, "consul members").ok().out;
+        assert_eq!(members.matches(" alive ").count(), SERVERS, "{step}: {members}");
+    }
+    assert!((0..SERVERS).all(|host| encrypted(host) == "true"));
+    let second = project.controller(["run", "site.yaml", "--json"]).ok();
+    assert_eq!(counted(&second, "changed"), 0, "{}", second.report());
 }

@@ -1,7 +1,6 @@
 //! The stores of secrets, each on its real server: what all of them promise, and what each does when something is wrong.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,6 @@ use rollcall_engine::secrets::{
     vault::VaultStore,
 };
 use rollcall_tests::servers::{Proxy, SecretsManager, Vault, Way, free_address};
-use rollcall_tests::{Said, program, run};
 use serde_json::{Value, json};
 
 const RACERS: usize = 50;
@@ -155,6 +153,11 @@ async fn vault_conforms() {
         Arc::new(VaultStore::new("kraken", &vault.address, vault_settings(vault.root_file())))
     };
     conforms(open, true).await;
+    let over_tls = || -> Arc<dyn SecretStore> {
+        let settings = settings::Vault { ca_file: Some(vault.ca_file()), ..vault_settings(vault.root_file()) };
+        Arc::new(VaultStore::new("tls", &vault.tls_address, settings))
+    };
+    conforms(over_tls, true).await;
     // An engine that wants every write to name the version before it.
     vault.api("POST", "secret/config", &json!({"cas_required": true})).await;
     let other = || -> Arc<dyn SecretStore> {
@@ -227,6 +230,16 @@ async fn vault_tells_what_is_wrong() {
     let error = throttled.await;
     assert!(matches!(error, StoreError::Unavailable { .. }) && told(&error).contains("no more calls"), "{error:?}");
     vault.api("DELETE", "sys/quotas/rate-limit/slow", &Value::Null).await;
+
+    let unknown_ca = VaultStore::new("kraken", &vault.tls_address, vault_settings(vault.root_file()));
+    let (got, put) = wrong(&unknown_ca).await;
+    for error in [got, put] {
+        assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}");
+        assert!(told(&error).contains("its certificate trusted?"), "{}", told(&error));
+    }
+    let no_ca = settings::Vault { ca_file: Some(vault.file("no-ca", "x")), ..vault_settings(vault.root_file()) };
+    let (got, _) = wrong(&VaultStore::new("kraken", &vault.tls_address, no_ca)).await;
+    assert!(told(&got).contains("no-ca holds no certificates"), "{}", told(&got));
 
     let nowhere = settings::Vault { mount: "nowhere".into(), ..vault_settings(vault.root_file()) };
     let (got, put) = wrong(&VaultStore::new("kraken", &vault.address, nowhere)).await;
@@ -433,144 +446,19 @@ async fn aws_tells_what_is_wrong() {
     }
 }
 
-/// A folder for a file store, and the controller as its user.
-struct Ground(tempfile::TempDir);
-
-impl Ground {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        std::fs::create_dir(dir.path().join("disk")).expect("a folder in it too");
-        let settings = "cluster: kraken\nstore: {type: file, path: disk/kraken.age, identity: identity.txt}\n";
-        std::fs::write(dir.path().join("rollcall.yaml"), settings).expect("a file too");
-        Self(dir)
-    }
-
-    fn store(&self) -> Arc<dyn SecretStore> {
-        let path = self.0.path();
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_store_conforms() {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    let open = || -> Arc<dyn SecretStore> {
         let places = Places {
-            path: path.join("disk/kraken.age"),
-            identity: path.join("identity.txt"),
-            seen: Some(path.join("seen")),
+            path: dir.path().join("kraken.age"),
+            identity: dir.path().join("identity.txt"),
+            seen: Some(dir.path().join("seen")),
             recipients: Vec::new(),
             lock_timeout: Duration::from_mins(1),
             makes_folder: false,
         };
         Arc::new(FileStore::new("kraken", places))
-    }
-
-    /// A line for the shell with `$controller`.
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new("bash");
-        command.args(["-euc", line]).env("controller", program("controller")).env("HOME", self.0.path().join("home"));
-        for variable in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"] {
-            command.env_remove(variable);
-        }
-        command.current_dir(self.0.path());
-        command
-    }
-
-    #[track_caller]
-    fn shell(&self, line: &str) -> Said {
-        run(&mut self.command(line), Duration::from_mins(2))
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_file_store_conforms() {
-    let ground = Ground::new();
-    conforms(|| ground.store(), true).await;
-}
-
-#[test]
-fn processes_that_write_at_once_lose_nothing() {
-    let ground = Ground::new();
-    let line = "for n in $(seq 20); do echo value-$n | \"$controller\" secret put app/$n > /dev/null & jobs+=($!); done
-        for job in ${jobs[@]}; do wait $job; done; \"$controller\" secret list app/ | wc -l
-        for n in $(seq 20); do [ \"$(\"$controller\" secret get app/$n)\" = value-$n ]; done";
-    assert_eq!(ground.shell(&format!("jobs=(); {line}")).ok().text(), "20");
-}
-
-#[test]
-fn a_writer_that_is_killed_leaves_the_old_or_the_new_value() {
-    let ground = Ground::new();
-    ground.shell("echo old | \"$controller\" secret put app/a").ok();
-    // At every call by which the store touches the disk: before it, and after it.
-    let (mut old, mut new) = (0, 0);
-    for call in ["openat", "write", "fsync", "rename,renameat,renameat2", "flock", "ftruncate", "unlink,unlinkat"] {
-        for when in ["1", "2", "3", "last"] {
-            // Calls are counted from the lock on: those before it are the program's start.
-            let at = if when == "last" { "9" } else { when };
-            let line = format!(
-                "echo new | setsid strace -f -qq -o trace -P \"$PWD/disk\" -P \"$PWD/disk/kraken.age\" \
-                 -P \"$PWD/disk/kraken.age.lock\" -e inject={call}:signal=KILL:when={at} \"$controller\" secret put app/a"
-            );
-            let ended = ground.shell(&format!("({line}) > said 2>&1 && echo done || echo killed"));
-            let value = ground.shell("\"$controller\" secret get app/a").ok();
-            match value.text() {
-                "old" => old += 1,
-                "new" => new += 1,
-                other => panic!("{call} {when}: '{other}': {}", ended.report()),
-            }
-            ground.shell("echo old | \"$controller\" secret put app/a").ok();
-        }
-    }
-    assert!(old > 0 && new > 0, "the kills must come before and after the change: {old} {new}");
-    // The next writer removed what they left.
-    let left = ground.shell("ls -A disk").ok();
-    assert_eq!(left.text(), "kraken.age\nkraken.age.lock");
-}
-
-#[test]
-fn a_full_disk_leaves_the_store_as_it_was() {
-    let ground = Ground::new();
-    let line = "mount -t tmpfs -o size=64k none disk
-        echo first | \"$controller\" secret put app/a
-        head -c 1M /dev/zero > disk/filler || true
-        head -c 9000 /dev/urandom | base64 -w 0 | \"$controller\" secret put app/b && exit 9
-        \"$controller\" secret get app/a; ls -A disk; rm disk/filler
-        echo second | \"$controller\" secret put app/b; \"$controller\" secret get app/b";
-    let said = ground.shell(&format!("export line='{line}'; unshare --mount bash -euc \"$line\"")).ok();
-    let said = said.says("No space left on device").says("nothing was replaced");
-    let (kept, after) = ("firstfiller\nkraken.age\nkraken.age.lock\n'app/b'", "second");
-    assert!(said.out.contains(kept) && said.text().ends_with(after), "{}", said.report());
-}
-
-#[test]
-fn the_controllers_verbs_teach() {
-    let ground = Ground::new();
-    ground.shell("\"$controller\" secret list").ok();
-    ground.shell("\"$controller\" secret get app/a").ends(1).says("has no 'app/a'").says("controller secret list");
-    ground
-        .shell("printf 'two\\nlines\\n' | \"$controller\" secret put app/a")
-        .ok()
-        .says("is written to the file store");
-    assert_eq!(ground.shell("\"$controller\" secret get app/a").ok().out, "two\nlines");
-    ground.shell("printf 'exact\\n' | \"$controller\" secret put app/a --exact").ok().never_says("exact");
-    assert_eq!(ground.shell("\"$controller\" secret get app/a").ok().out, "exact\n");
-    ground.shell("echo x | \"$controller\" secret put consul/gossip").ends(1).says("gossip key").says("--force");
-    ground.shell("echo x | \"$controller\" secret put consul/typo").ends(1).says("is none of them");
-    ground.shell("echo x | \"$controller\" secret put consul/gossip --force").ok();
-    ground.shell("\"$controller\" secret delete consul/gossip").ends(1).says("--force");
-    ground.shell("echo x | \"$controller\" secret put App/a").ends(1).says("no name of a secret");
-    ground.shell("printf '\\377' | \"$controller\" secret put app/b").ends(1).says("not UTF-8");
-    ground.shell("head -c 70000 /dev/zero | tr '\\0' x | \"$controller\" secret put app/b").ends(1).says("65536");
-    assert_eq!(ground.shell("\"$controller\" secret list").ok().out, "app/a\nconsul/gossip\n");
-    ground.shell("\"$controller\" secret delete app/a").ok().says("is deleted from");
-    ground.shell("\"$controller\" secret delete app/a").ok().says("was not in");
-    ground.shell("\"$controller\" secret probe").ok().says("can be written");
-    ground.shell("echo 'store: file' > rollcall.yaml; \"$controller\" secret list").ends(1).says("cluster: NAME");
-    let wrong = "echo 'store: {type: vault, adress: x}' > rollcall.yaml; \"$controller\" secret list";
-    ground.shell(wrong).ends(3).says("did you mean 'address'").says("rollcall.yaml:1:");
-
-    std::fs::write(ground.0.path().join("rollcall.yaml"), "cluster: kraken\n").expect("it can be written");
-    ground
-        .shell("echo x | \"$controller\" secret put app/a; ls -A $HOME/.local/share/rollcall $HOME/.config/rollcall")
-        .ok()
-        .says("kraken.age")
-        .says("identity.txt");
-    let hcl = ground.shell("\"$controller\" policies --store vault --role consul_clients --node Web-1").ok();
-    hcl.says("secret/data/rollcall/kraken/consul/token/agent/web-1").never_says("management");
-    let all = ground.shell("\"$controller\" policies --store aws").ok().json();
-    assert_eq!(all["nomad_servers"]["Version"], "2012-10-17");
-    ground.shell("\"$controller\" policies --store aws --role consul_client").ends(1).says("did you mean");
+    };
+    conforms(open, true).await;
 }

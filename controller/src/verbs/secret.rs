@@ -8,8 +8,9 @@ use clap::{Args as ClapArgs, Subcommand};
 use rollcall_engine::{
     diag::Sources,
     secrets::{
-        MAX_VALUE, Name, Secret, SecretStore, StoreError, open,
+        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, StoreError, open,
         ownership::{Maker, RESERVED, Rule},
+        redact,
     },
 };
 
@@ -92,6 +93,7 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
             let name = Name::new(&name)?;
             may_touch(&name, force)?;
             let value = read_value(&name, exact)?;
+            redact::register(&value);
             store.put(&name, &value).await.map_err(told)?;
             writeln!(out, "'{name}' is written to {}", store.describe())?;
         }
@@ -167,6 +169,11 @@ fn read_value(name: &Name, exact: bool) -> anyhow::Result<Secret> {
         if text.ends_with('\r') {
             text.pop();
         }
+    }
+    if (1..MIN_VALUE).contains(&text.len()) {
+        bail!(
+            "the value is too short: with less than {MIN_VALUE} bytes it stands in other words too, and cannot be kept out of logs"
+        );
     }
     Ok(Secret::new(text))
 }

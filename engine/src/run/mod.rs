@@ -23,6 +23,7 @@ mod handlers;
 mod invoke;
 /// What stays on the host between runs.
 pub mod ledger;
+mod once;
 mod others;
 /// Looking before anything is changed.
 pub mod preflight;

@@ -29,6 +29,8 @@ use identity::Keys;
 
 /// No store of ours is larger; what is, is something else.
 const MAX_FILE: u64 = 64 << 20;
+/// How the names of files end that are not in their place yet.
+const TEMPORARY: &str = ".tmp";
 /// Bits of a mode that let others in.
 const OTHERS: u32 = 0o077;
 
@@ -218,7 +220,7 @@ impl Encrypted {
         remove_leftovers(folder, &prefix);
         let fail = |e: io::Error| self.io("write", path, &e);
         // 0600 from the start.
-        let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(folder).map_err(fail)?;
+        let mut file = tempfile::Builder::new().prefix(&prefix).suffix(TEMPORARY).tempfile_in(folder).map_err(fail)?;
         file.as_file_mut().write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
         file.persist(path).map_err(|e| fail(e.error))?;
         // Renamed, but maybe not for a power cut.
@@ -368,7 +370,7 @@ fn remove_leftovers(folder: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(".tmp")) {
+        if name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(TEMPORARY)) {
             // What cannot be removed now is encrypted as the store is, and is tried again next time.
             drop(fs::remove_file(entry.path()));
         }

@@ -18,6 +18,7 @@ pub mod issuer;
 pub mod open;
 pub mod ownership;
 pub mod policies;
+#[cfg(feature = "stores")]
 pub mod probe;
 pub mod redact;
 pub mod settings;

@@ -242,6 +242,9 @@ impl VaultStore {
         let mut builder = reqwest::Client::builder()
             .timeout(self.settings.timeout)
             .connect_timeout(CONNECT_TIMEOUT.min(self.settings.timeout))
+            // A standby leads to the active server; never to one in the clear.
+            .redirect(reqwest::redirect::Policy::limited(3))
+            .https_only(self.address.starts_with("https:"))
             .default_headers(headers);
         if let Some(file) = &self.settings.ca_file {
             let pem = std::fs::read(file).map_err(|e| impossible(format!("cannot read {}: {e}", file.display())))?;
@@ -270,6 +273,7 @@ impl VaultStore {
     }
 
     fn keep(&self, token: Secret) -> Arc<Secret> {
+        super::redact::register(&token);
         let token = Arc::new(token);
         self.token.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&token));
         token
@@ -288,6 +292,7 @@ impl VaultStore {
             VaultAuth::TokenFile(file) => self.line(file),
             VaultAuth::AppRole { mount, role_id_file, secret_id_file } => {
                 let (role, secret) = (self.line(role_id_file)?, self.line(secret_id_file)?);
+                super::redact::register(&secret);
                 let body = json!({"role_id": role.expose(), "secret_id": secret.expose()});
                 let path = format!("auth/{mount}/login");
                 let answer = self.send(http, Method::POST, &path, Some(&body), None, Effect::None).await?;

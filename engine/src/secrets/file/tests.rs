@@ -157,7 +157,15 @@ async fn a_further_recipient_opens_it_too() {
     fs::set_permissions(ground.path("second.txt"), fs::Permissions::from_mode(0o600)).unwrap();
     let other = FileStore::new("kraken", Places { identity: ground.path("second.txt"), ..ground.places() });
     assert_eq!(other.get(&name("a")).await.unwrap().unwrap().expose(), "x");
-    let bad = FileStore::new("kraken", Places { recipients: vec!["age1nonsense".into()], ..ground.places() });
+    // The first key lost: with the second one the store is encrypted anew, and then to it alone.
+    other.probe().await.unwrap();
+    let said = wrong(&store).await;
+    assert!(said.contains("encrypted to another key"), "{said}");
+    assert_eq!(other.get(&name("a")).await.unwrap().unwrap().expose(), "x");
+    let bad = FileStore::new(
+        "kraken",
+        Places { identity: ground.path("second.txt"), recipients: vec!["age1nonsense".into()], ..ground.places() },
+    );
     let said = told(&bad.put(&name("a"), &Secret::new("y")).await.unwrap_err());
     assert!(said.contains("the recipient 'age1nonsense' is none"), "{said}");
 }

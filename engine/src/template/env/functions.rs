@@ -40,8 +40,8 @@ fn secret(session: &Session, name: &str) -> Result<Value, Error> {
     session.taint();
     let grants = session.scope.secrets().ok_or_else(|| {
         wrong(format!(
-            "secret('{name}') is evaluated on hosts only: the controller needs this value to know where and in which \
-             order to go, and reads no secret for that"
+            "secret('{name}') is evaluated on hosts only: the controller, which decides where and in which order tasks \
+             run, reads no secret for itself"
         ))
     })?;
     let name = Name::new(name).map_err(|bad| wrong(bad.to_string()))?;
