@@ -178,9 +178,9 @@ fn certificates_gossip_and_tokens_go_together() {
     let https = |path: &str| format!("--cacert /etc/consul.d/tls/ca.pem https://{address}:8501/v1/{path}");
     let nodes = cluster.request(CLIENT, &management, &https("catalog/nodes")).ok().json();
     assert_eq!(nodes.as_array().map(Vec::len), Some(SERVERS + 1), "{nodes}");
-    cluster.hosts.root(CLIENT, &format!("curl --silent --fail {}", https("agent/self"))).ends(22);
     cluster.hosts.root(CLIENT, &format!("curl --silent --max-time 5 http://{address}:8500/v1/status/leader")).ends(7);
     servers_restart_one_by_one(&cluster, "consul_acl: true\nconsul_tls: true\nconsul_encrypt: true\n");
+    cluster.hosts.root(CLIENT, &format!("curl --silent --fail {}", https("agent/self"))).ends(22);
 }
 
 #[test]
