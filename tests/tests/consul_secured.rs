@@ -122,7 +122,7 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
     assert_eq!(search(&own), "/var/lib/consul/acl-tokens.json\n", "the control, which must be found");
 
     whoever_takes_something_away(&cluster, &management);
-    servers_restart_one_by_one(&cluster);
+    servers_restart_one_by_one(&cluster, "consul_acl: true\n");
 }
 
 fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
@@ -150,8 +150,8 @@ fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
     cluster.is_silent();
 }
 
-fn servers_restart_one_by_one(cluster: &Cluster) {
-    cluster.configure("consul_acl: true\nconsul_config: {limits: {http_max_conns_per_client: 500}}\n");
+fn servers_restart_one_by_one(cluster: &Cluster, given: &str) {
+    cluster.configure(&format!("{given}consul_config: {{limits: {{http_max_conns_per_client: 500}}}}\n"));
     cluster.run(&[]).ok();
     for server in 0..SERVERS {
         let stops = "journalctl --unit consul --quiet | grep --count 'Stopping consul' || true";
@@ -163,6 +163,24 @@ fn servers_restart_one_by_one(cluster: &Cluster) {
             .ends(1);
     }
     cluster.is_silent();
+}
+
+/// All of it at once: certificates, gossip, tokens.
+#[test]
+fn certificates_gossip_and_tokens_go_together() {
+    let cluster = Cluster::plan("consul_acl: true\nconsul_tls: true\nconsul_encrypt: true\n");
+    cluster.run(&["--check"]).ok();
+    cluster.run(&[]).ok();
+    cluster.is_silent();
+    let management = cluster.management();
+    // The API by HTTPS: the server shows its certificate, the caller its token.
+    let address = &cluster.hosts.host(0).address;
+    let https = |path: &str| format!("--cacert /etc/consul.d/tls/ca.pem https://{address}:8501/v1/{path}");
+    let nodes = cluster.request(CLIENT, &management, &https("catalog/nodes")).ok().json();
+    assert_eq!(nodes.as_array().map(Vec::len), Some(SERVERS + 1), "{nodes}");
+    cluster.hosts.root(CLIENT, &format!("curl --silent --max-time 5 http://{address}:8500/v1/status/leader")).ends(7);
+    servers_restart_one_by_one(&cluster, "consul_acl: true\nconsul_tls: true\nconsul_encrypt: true\n");
+    cluster.hosts.root(CLIENT, &format!("curl --silent --fail {}", https("agent/self"))).ends(22);
 }
 
 #[test]

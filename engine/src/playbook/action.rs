@@ -79,10 +79,11 @@ impl State<'_> {
             }
         };
         let Some(action) = ActionName::of(&name) else {
-            let wrong = Diagnostic::error(value.span, format!("unknown module '{name}'"))
-                .nearest(&name, modules::names().chain(SPECIAL.iter().copied()));
             // There are too many to name them all.
-            self.out.push(if wrong.hint.is_none() { wrong.hint("`controller doc` lists the modules") } else { wrong });
+            let near = crate::diag::nearest(&name, modules::names().chain(SPECIAL.iter().copied()));
+            let hint =
+                near.map_or("`controller doc` lists the modules".to_owned(), |near| format!("did you mean '{near}'?"));
+            self.out.push(Diagnostic::error(value.span, format!("unknown module '{name}'")).hint(hint));
             return None;
         };
         Some((action, Key { name, span: key.span }, args))
