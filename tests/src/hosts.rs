@@ -83,6 +83,20 @@ impl Borrowed {
         self.hosts.iter().map(|(host, _)| host)
     }
 
+    /// An inventory in which the first so many hosts are of the first group, and so on; the last group has the rest.
+    pub fn inventory(&self, groups: &[(&str, usize)]) -> String {
+        let mut text = "all:\n  children:\n".to_owned();
+        let mut hosts = self.hosts();
+        for (index, (group, count)) in groups.iter().enumerate() {
+            text.push_str(&format!("    {group}:\n      hosts:\n"));
+            let count = if index + 1 == groups.len() { usize::MAX } else { *count };
+            for host in hosts.by_ref().take(count) {
+                text.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
+            }
+        }
+        text
+    }
+
     /// Root's shell on a host, past SSH.
     #[track_caller]
     pub fn root(&self, index: usize, line: &str) -> crate::Said {

@@ -49,6 +49,25 @@ impl Said {
         self
     }
 
+    /// What the recap of a run with `--json` counts under a name, by host; `None` where the run came to no recap.
+    pub fn try_counts(&self, name: &str) -> Option<Vec<u64>> {
+        let mut events = self.out.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let recap = events.rfind(|event| event["event"] == "recap")?;
+        recap["hosts"].as_object()?.values().map(|counts| counts[name].as_u64()).collect()
+    }
+
+    /// The same where there must be a recap.
+    #[track_caller]
+    pub fn counts(&self, name: &str) -> Vec<u64> {
+        self.try_counts(name).unwrap_or_else(|| panic!("there is no recap that counts '{name}'\n{}", self.report()))
+    }
+
+    /// What the recap counts, of all hosts.
+    #[track_caller]
+    pub fn counted(&self, name: &str) -> u64 {
+        self.counts(name).iter().sum()
+    }
+
     /// Stdout without white space around it.
     pub fn text(&self) -> &str {
         self.out.trim()

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use rollcall_tests::{Borrowed, Lab, Project, Said};
-use serde_json::Value;
 
 /// Hosts of a cluster: the servers first, then one client.
 struct Ground {
@@ -17,13 +16,7 @@ impl Ground {
     fn new(servers: usize) -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(servers + 1, "");
-        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
-        for (index, host) in hosts.hosts().enumerate() {
-            if index == servers {
-                inventory.push_str("    consul_clients:\n      hosts:\n");
-            }
-            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
-        }
+        let inventory = hosts.inventory(&[("consul_servers", servers), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
         let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
         project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
@@ -69,22 +62,12 @@ impl Ground {
     }
 }
 
-/// The recap's numbers of all hosts, added up.
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.filter(|event| event["event"] == "recap").last();
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
-}
-
 #[test]
 fn nodes_make_their_keys_and_get_their_names() {
     let ground = Ground::new(1);
     // A check says it, and makes neither authority nor key.
     let checked = ground.site("", &["--check", "--diff"]).ok();
-    assert_eq!((counted(&checked, "changed"), counted(&checked, "failed")), (2, 0), "{}", checked.report());
+    assert_eq!((checked.counted("changed"), checked.counted("failed")), (2, 0), "{}", checked.report());
     assert_eq!(ground.store(), "");
     ground.hosts.root(0, "ls -d /etc/node /etc/.node-*").ends(2);
 
@@ -135,7 +118,7 @@ fn nodes_make_their_keys_and_get_their_names() {
     let store = ground.store();
     for options in [&[][..], &["--check"]] {
         let again = ground.site("", options).ok();
-        assert_eq!((counted(&again, "changed"), counted(&again, "may_change")), (0, 0), "{}", again.report());
+        assert_eq!((again.counted("changed"), again.counted("may_change")), (0, 0), "{}", again.report());
     }
     assert_eq!(ground.all("cat /run/told"), ["told", "told"]);
     assert_eq!(ground.store(), store);
@@ -155,15 +138,15 @@ fn what_ends_soon_is_renewed_and_one_of_another_authority_too() {
     ground.site("        lifetime: 60\n", &[]).ok();
     let links = ground.all("readlink /etc/node");
     let again = ground.site("        lifetime: 60\n", &[]).ok();
-    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+    assert_eq!(again.counted("changed"), 0, "{}", again.report());
     std::thread::sleep(Duration::from_secs(50));
     let renewed = ground.site("        lifetime: 86400\n", &[]).ok().says("it end");
-    assert_eq!(counted(&renewed, "changed"), 4, "the certificate and the handler, each: {}", renewed.report());
+    assert_eq!(renewed.counted("changed"), 4, "the certificate and the handler, each: {}", renewed.report());
     let newer = ground.all("readlink /etc/node");
     assert!(links.iter().zip(&newer).all(|(old, new)| old != new), "{links:?} {newer:?}");
     // The one of before stays for a handler that fails, and no other does.
     assert_eq!(ground.all("ls -d /etc/.node-* | wc -l"), ["2", "2"]);
-    assert_eq!(counted(&ground.site("        lifetime: 86400\n", &[]).ok(), "changed"), 0);
+    assert_eq!(ground.site("        lifetime: 86400\n", &[]).ok().counted("changed"), 0);
 
     // An authority of one's own.
     let make = "openssl req -x509 -nodes -newkey rsa:2048 -days 30 -subj /CN=corp -keyout corp.key -out corp.pem \
@@ -176,7 +159,7 @@ fn what_ends_soon_is_renewed_and_one_of_another_authority_too() {
     ground.all(
         "cd /etc/node && openssl verify -CAfile ca.pem cert.pem && openssl x509 -in ca.pem -noout -subject | grep corp",
     );
-    assert_eq!(counted(&ground.site("        lifetime: 86400\n", &[]).ok(), "changed"), 0);
+    assert_eq!(ground.site("        lifetime: 86400\n", &[]).ok().counted("changed"), 0);
 }
 
 #[test]
@@ -184,7 +167,7 @@ fn agents_of_consul_talk_with_certificates_only() {
     let ground = Ground::new(3);
     ground.configure("consul_tls: true\n");
     let checked = ground.consul(&["--check", "--diff", "--limit", "consul_servers"]).ok();
-    assert_eq!(counted(&checked, "failed"), 0, "{}", checked.report());
+    assert_eq!(checked.counted("failed"), 0, "{}", checked.report());
     ground.consul(&[]).ok();
     let members = ground.hosts.root(0, "consul members").ok().out;
     assert_eq!(members.matches(" alive ").count(), 4, "{members}");
@@ -214,7 +197,7 @@ fn agents_of_consul_talk_with_certificates_only() {
 
     for options in [&[][..], &["--check"]] {
         let again = ground.consul(options).ok();
-        assert_eq!((counted(&again, "changed"), counted(&again, "may_change")), (0, 0), "{}", again.report());
+        assert_eq!((again.counted("changed"), again.counted("may_change")), (0, 0), "{}", again.report());
     }
 
     // A new certificate is served after a reload: no agent restarts.
@@ -224,7 +207,7 @@ fn agents_of_consul_talk_with_certificates_only() {
     let old = ground.all(served);
     ground.all("rm /etc/consul.d/tls/cert.pem");
     let renewed = ground.consul(&[]).ok();
-    assert_eq!(counted(&renewed, "changed"), 8, "the certificate and the reload, each: {}", renewed.report());
+    assert_eq!(renewed.counted("changed"), 8, "the certificate and the reload, each: {}", renewed.report());
     assert_eq!(ground.all(process), before);
     std::thread::sleep(Duration::from_secs(2));
     let new = ground.all(served);
@@ -261,7 +244,7 @@ fn a_cluster_that_runs_gets_tls_step_by_step() {
             let import = ["ca", "import", "--certificate", "corp.pem", "--key", "corp.key", "--replace"];
             ground.project.controller(import).ok();
             let replaced = ground.consul(&[]).ok();
-            assert_eq!(counted(&replaced, "changed"), 8, "the certificate and the reload: {}", replaced.report());
+            assert_eq!(replaced.counted("changed"), 8, "the certificate and the reload: {}", replaced.report());
         }
         ground.configure(&format!("consul_tls: {word}\n"));
         ground.consul(&[]).ok();
@@ -270,8 +253,9 @@ fn a_cluster_that_runs_gets_tls_step_by_step() {
         }
         let members = ground.hosts.root(3, "consul members").ok().out;
         assert_eq!(members.matches(" alive ").count(), 4, "{word}: {members}");
-        ground.hosts.root(3, &format!("consul kv put {word} yes")).ok();
-        assert_eq!(counted(&ground.consul(&[]).ok(), "changed"), 0, "{word}");
+        // A client's agent may learn by its first write that the server it knew has restarted: docs/role-consul.md.
+        ground.hosts.root(3, &format!("consul kv put {word} yes || consul kv put {word} yes")).ok();
+        assert_eq!(ground.consul(&[]).ok().counted("changed"), 0, "{word}");
     }
     ground.configure("consul_tls: false\n");
     ground.consul(&[]).ends(4).says("is more than one step away");

@@ -111,33 +111,18 @@ impl Cluster {
     }
 }
 
-/// The recap of a run: what `name` counts, by host.
-#[track_caller]
-fn counts(said: &Said, name: &str) -> Vec<u64> {
-    let mut events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.rfind(|event| event["event"] == "recap");
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).collect()
-}
-
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    counts(said, name).iter().sum()
-}
-
 #[test]
 fn of_all_that_bootstrap_at_once_one_does_and_all_have_its_token() {
     let cluster = Cluster::with_acls("");
     // A check says what it would do, and does not.
     let checked = cluster.run("bootstrap.yaml", &["--check", "--diff"]);
-    assert_eq!(counted(&checked, "changed"), SERVERS as u64, "{}", checked.report());
+    assert_eq!(checked.counted("changed"), SERVERS as u64, "{}", checked.report());
     let first = cluster.run("bootstrap.yaml", &["--diff"]).ok().never_says(SECRET);
-    assert_eq!(counted(&first, "changed"), 1, "{}", first.report());
+    assert_eq!(first.counted("changed"), 1, "{}", first.report());
     assert_eq!(cluster.management_tokens(), 1);
     for more in [&[][..], &["--check"]] {
         let again = cluster.run("bootstrap.yaml", more).ok();
-        assert_eq!(counted(&again, "changed") + counted(&again, "may_change"), 0, "{}", again.report());
+        assert_eq!(again.counted("changed") + again.counted("may_change"), 0, "{}", again.report());
     }
     cluster
         .run("bootstrap.yaml", &["-e", "the_secret=hunter2"])
@@ -193,10 +178,10 @@ fn policies_and_tokens(cluster: &Cluster) {
     let made = "51f3b5a0-7f0e-4f6e-8c0e-8d5a3c1b2e4f";
     cluster.project.write("things.yaml", THINGS);
     let checked = cluster.run("things.yaml", &["--check"]).ok();
-    assert_eq!(counted(&checked, "changed"), 4 * SERVERS as u64, "{}", checked.report());
+    assert_eq!(checked.counted("changed"), 4 * SERVERS as u64, "{}", checked.report());
     // All servers make all of it at once: what one made, the others find.
     let first = cluster.run("things.yaml", &["--diff"]).ok().never_says(SECRET).never_says(made);
-    assert!(counted(&first, "changed") >= 4, "{}", first.report());
+    assert!(first.counted("changed") >= 4, "{}", first.report());
     for (path, count) in [("acl/policies", "catalog"), ("acl/roles", "shop"), ("acl/tokens", "Made by Rollcall: shop")]
     {
         let list = cluster.get(0, path);
@@ -209,19 +194,19 @@ fn policies_and_tokens(cluster: &Cluster) {
         assert!(cluster.hosts.root(server, &works).ok().out.contains(cluster.hosts.name(0)));
     }
     let again = cluster.run("things.yaml", &[]).ok();
-    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+    assert_eq!(again.counted("changed"), 0, "{}", again.report());
     // A text that differs is written, and shown.
     let changed = cluster.run("things.yaml", &["--diff", "-e", "reads=write"]).ok().says(r#"policy = \"write\""#);
-    assert!(counted(&changed, "changed") >= 2, "{}", changed.report());
+    assert!(changed.counted("changed") >= 2, "{}", changed.report());
     let policy = cluster.get(1, "acl/policy/name/catalog");
     assert!(policy["Rules"].to_string().contains("write") && policy["Description"] == "Made by Rollcall: who looks");
-    assert_eq!(counted(&cluster.run("things.yaml", &["-e", "reads=write"]).ok(), "changed"), 0);
+    assert_eq!(cluster.run("things.yaml", &["-e", "reads=write"]).ok().counted("changed"), 0);
     // Somebody took the policy away, with the token: both come back.
     let id = policy["ID"].as_str().expect("it has an id").to_owned();
     let header = format!("--silent --fail --header 'X-Consul-Token: {SECRET}'");
     cluster.hosts.root(0, &format!("curl {header} --request DELETE http://127.0.0.1:8500/v1/acl/policy/{id}")).ok();
-    assert!(counted(&cluster.run("things.yaml", &["-e", "reads=write"]).ok(), "changed") >= 2);
-    assert_eq!(counted(&cluster.run("things.yaml", &["-e", "reads=write"]).ok(), "changed"), 0);
+    assert!(cluster.run("things.yaml", &["-e", "reads=write"]).ok().counted("changed") >= 2);
+    assert_eq!(cluster.run("things.yaml", &["-e", "reads=write"]).ok().counted("changed"), 0);
     // Another secret is a token made anew: the old one is worth nothing.
     let other = "6e2c0b1d-4a5f-4c3e-9b8a-7d6e5f4c3b2a";
     let moved = cluster.run("things.yaml", &["--diff", "-e", "reads=write", "-e", &format!("made={other}")]);
@@ -230,7 +215,7 @@ fn policies_and_tokens(cluster: &Cluster) {
     cluster.hosts.root(0, &old).ok().says("ACL not found");
     // What is ours goes; what is not, stays.
     let gone = cluster.run("things.yaml", &["-e", "state=absent"]).ok();
-    assert!(counted(&gone, "changed") >= 3, "{}", gone.report());
+    assert!(gone.counted("changed") >= 3, "{}", gone.report());
     let put = format!(
         "curl {header} --request PUT --data '{{\"Name\": \"catalog\", \"Rules\": \"\"}}' http://127.0.0.1:8500/v1/acl/policy"
     );
@@ -265,22 +250,22 @@ const AGENTS: &str = r#"
 fn agents_keep_their_tokens(cluster: &Cluster) {
     cluster.project.write("agents.yaml", AGENTS);
     let first = cluster.run("agents.yaml", &["--diff"]).ok().never_says("f3b5a0-7f0e");
-    assert_eq!(counts(&first, "changed"), [3, 3, 3], "{}", first.report());
+    assert_eq!(first.counts("changed"), [3, 3, 3], "{}", first.report());
     // The catalog has addresses of nodes that told them themselves, with a token that lets them.
     let kept = |server: usize| cluster.hosts.read(server, "/var/lib/consul/acl-tokens.json");
     assert!(kept(0).contains("f3b5a0-7f0e-4f6e-8c0e-8d5a3c1b2e10"));
     cluster.hosts.root(0, "systemctl restart consul").ok();
     let again = cluster.run("agents.yaml", &[]).ok();
-    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+    assert_eq!(again.counted("changed"), 0, "{}", again.report());
     let refused = "journalctl --unit consul --since '-5s' | grep --count 'Permission denied' || true";
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(cluster.hosts.root(0, refused).ok().text(), "0");
     // A file that somebody broke is drift, and mended; another token reaches the running agent.
     cluster.hosts.root(1, "echo '{' > /var/lib/consul/acl-tokens.json").ok();
     let mended = cluster.run("agents.yaml", &[]).ok();
-    assert_eq!(counted(&mended, "changed"), 1, "{}", mended.report());
+    assert_eq!(mended.counted("changed"), 1, "{}", mended.report());
     let turned = cluster.run("agents.yaml", &["-e", "number=20"]).ok();
-    assert_eq!(counts(&turned, "changed"), [2, 2, 2], "{}", turned.report());
+    assert_eq!(turned.counts("changed"), [2, 2, 2], "{}", turned.report());
     assert!(kept(2).contains("8d5a3c1b2e20") && !kept(2).contains("8d5a3c1b2e10"));
 }
 
@@ -292,8 +277,8 @@ fn a_strangers_bootstrap_is_told_by_its_own_exit_code_and_nothing_is_reset() {
     let their_secret = theirs["SecretID"].as_str().expect("it has a secret").to_owned();
     let refused = cluster.run("bootstrap.yaml", &[]).ends(8);
     let refused = refused.says("someone else bootstrapped this cluster").says("Nothing was reset").never_says(SECRET);
-    assert_eq!(counts(&refused, "failed"), [1, 1, 1], "{}", refused.report());
-    assert_eq!(counted(&refused, "changed"), 0);
+    assert_eq!(refused.counts("failed"), [1, 1, 1], "{}", refused.report());
+    assert_eq!(refused.counted("changed"), 0);
     for server in 0..SERVERS {
         cluster.hosts.root(server, "test ! -e /var/lib/consul/acl-bootstrap-reset").ok();
         let works = format!(
@@ -303,7 +288,7 @@ fn a_strangers_bootstrap_is_told_by_its_own_exit_code_and_nothing_is_reset() {
     }
     // It was us after all: the token's secret is what all have now.
     let ours = cluster.run("bootstrap.yaml", &["-e", &format!("the_secret={their_secret}")]).ok();
-    assert_eq!(counted(&ours, "changed"), 0, "{}", ours.report());
+    assert_eq!(ours.counted("changed"), 0, "{}", ours.report());
 }
 
 /// A relay in front of a server; ended when dropped.
@@ -356,9 +341,9 @@ fn a_lost_answer_and_a_paused_leader_lose_no_token() {
     std::thread::sleep(Duration::from_secs(20));
     cluster.hosts.root(leader, "kill -CONT $(systemctl show --property MainPID --value consul)").ok();
     let paused = run.wait(Duration::from_mins(5)).ok();
-    assert_eq!(counted(&paused, "changed"), 1, "{}", paused.report());
+    assert_eq!(paused.counted("changed"), 1, "{}", paused.report());
     assert_eq!(cluster.management_tokens(), 1);
-    assert_eq!(counted(&cluster.run("bootstrap.yaml", &[]).ok(), "changed"), 0);
+    assert_eq!(cluster.run("bootstrap.yaml", &[]).ok().counted("changed"), 0);
 }
 
 #[test]
@@ -368,8 +353,8 @@ fn answers_that_are_cut_off_are_settled_by_asking() {
     let gateway = cluster.hosts.lab.status().gateway;
     let url = format!(r#"{{"url": "http://{gateway}:855{{{{ 1 + part | int }}}}"}}"#);
     let cut = cluster.run("bootstrap.yaml", &["-e", &url]).ok();
-    assert!(counted(&cut, "changed") >= 1, "{}", cut.report());
+    assert!(cut.counted("changed") >= 1, "{}", cut.report());
     assert!(relays.into_iter().map(Relay::end).sum::<usize>() >= 1, "no answer was taken away: {}", cut.report());
     assert_eq!(cluster.management_tokens(), 1);
-    assert_eq!(counted(&cluster.run("bootstrap.yaml", &[]).ok(), "changed"), 0);
+    assert_eq!(cluster.run("bootstrap.yaml", &[]).ok().counted("changed"), 0);
 }

@@ -18,13 +18,7 @@ impl Cluster {
     fn plan() -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(SERVERS + 1, "");
-        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
-        for (index, host) in hosts.hosts().enumerate() {
-            if index == SERVERS {
-                inventory.push_str("    consul_clients:\n      hosts:\n");
-            }
-            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
-        }
+        let inventory = hosts.inventory(&[("consul_servers", SERVERS), ("consul_clients", 1)]);
         let project =
             Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", "{}\n");
         let cluster = Self { hosts, project };
@@ -96,30 +90,17 @@ impl Cluster {
     }
 }
 
-/// The recap of a run with `--json`: what `name` counts, of all hosts.
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    let recap = said
-        .out
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .find(|event| event["event"] == "recap");
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
-}
-
 #[test]
 fn a_cluster_forms_and_a_second_run_changes_nothing() {
     let cluster = Cluster::plan();
     // What a check says of fresh hosts, it says without touching them.
     let checked = cluster.run(["--check", "--diff", "--limit", "consul_servers"]).ok();
-    assert!(counted(&checked, "changed") > 0 && counted(&checked, "failed") == 0, "{}", checked.report());
+    assert!(checked.counted("changed") > 0 && checked.counted("failed") == 0, "{}", checked.report());
     for server in 0..SERVERS {
         cluster.hosts.root(server, "ls -d /opt/consul /etc/consul.d /etc/sysctl.d/60-rollcall.conf; id consul").ends(1);
     }
     let first = cluster.run(["--limit", "consul_servers"]).ok();
-    assert!(counted(&first, "changed") >= counted(&checked, "changed"), "{}\n{}", checked.report(), first.report());
+    assert!(first.counted("changed") >= checked.counted("changed"), "{}\n{}", checked.report(), first.report());
     cluster.run([]).ok();
 
     let members = cluster.client("consul members").ok().out;
@@ -156,7 +137,7 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
     for more in [&[][..], &["--check"]] {
         let again = cluster.run(more.iter().copied()).ok();
         for what in ["changed", "failed", "may_change"] {
-            assert_eq!(counted(&again, what), 0, "{what}: {}", again.report());
+            assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
         }
     }
     assert_eq!(cluster.client("systemctl show --property ActiveEnterTimestamp consul").ok().out, started);
@@ -214,12 +195,7 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     writer.wait(Duration::from_mins(10)).ok();
     behind.wait(Duration::from_mins(10)).ok();
     observer.wait(Duration::from_mins(10)).ok();
-    assert_eq!(
-        counted(&changed, "changed"),
-        2 * SERVERS as u64,
-        "the file and the restart, each: {}",
-        changed.report()
-    );
+    assert_eq!(changed.counted("changed"), 2 * SERVERS as u64, "the file and the restart, each: {}", changed.report());
 
     // Each server once, in turn.
     let mut turns: Vec<(f64, f64)> = Vec::new();
@@ -256,9 +232,9 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
 
     // A run of all of it has the client left, and then nothing.
     let rest = cluster.run([]).ok();
-    assert_eq!(counted(&rest, "changed"), 2, "{}", rest.report());
+    assert_eq!(rest.counted("changed"), 2, "{}", rest.report());
     let again = cluster.run([]).ok();
-    assert_eq!(counted(&again, "changed"), 0, "{}", again.report());
+    assert_eq!(again.counted("changed"), 0, "{}", again.report());
 }
 
 #[test]
@@ -275,14 +251,14 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
     assert_eq!(restarted.len(), 1, "{restarted:?}: {}", failed.report());
     // Those that had no turn go back to their files as well: a reboot must not start them with what has just failed. With
     // them go the names, which lead to the port.
-    assert_eq!(counted(&failed, "restored"), 2 * SERVERS as u64, "{}", failed.report());
+    assert_eq!(failed.counted("restored"), 2 * SERVERS as u64, "{}", failed.report());
     for (server, before) in before.iter().enumerate() {
         assert_eq!(config(server), *before);
         cluster.hosts.root(server, "systemctl is-active consul && /usr/local/lib/rollcall/agent-* status").ok();
     }
     // With what is right there is nothing left to do.
     cluster.configure("");
-    assert_eq!(counted(&cluster.run([]).ok(), "changed"), 0);
+    assert_eq!(cluster.run([]).ok().counted("changed"), 0);
     for server in 0..SERVERS {
         let tries = cluster.journal(server, "Starting consul").len();
         assert!(tries <= if restarted == [server] { 4 } else { 1 }, "{server}: {tries}");
@@ -303,7 +279,7 @@ fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
     let change = "consul_config: {limits: {http_max_conns_per_client: 500}}\ngate_timeout: 6\n";
     cluster.configure(change);
     let failed = cluster.run(["--limit", "consul_servers"]).ends(6).says("gate refused before the handler");
-    assert_eq!(counted(&failed, "restored"), lost as u64, "{}", failed.report());
+    assert_eq!(failed.counted("restored"), lost as u64, "{}", failed.report());
     for (server, before) in before.iter().enumerate().take(lost) {
         assert_eq!(config(server), *before, "{}", failed.report());
         assert!(cluster.journal(server, "Stopping consul").is_empty(), "nobody may restart: {}", failed.report());
@@ -317,7 +293,7 @@ fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
         assert!(config(server).contains("500"), "{server}");
         assert_eq!(cluster.journal(server, "Stopping consul").len(), 1, "{server}");
     }
-    assert_eq!(counted(&cluster.run(["--limit", "consul_servers"]).ok(), "changed"), 0);
+    assert_eq!(cluster.run(["--limit", "consul_servers"]).ok().counted("changed"), 0);
 }
 
 impl Cluster {
@@ -376,7 +352,7 @@ fn a_server_that_falls_ill_during_a_restart_stops_the_roll_out() {
         cluster.owed(server).says("owed      nothing");
     }
     assert_eq!(cluster.journal(last, "Stopping consul").len(), 1);
-    assert_eq!(counted(&cluster.run(["--limit", "consul_servers"]).ok(), "changed"), 0);
+    assert_eq!(cluster.run(["--limit", "consul_servers"]).ok().counted("changed"), 0);
 }
 
 #[test]

@@ -17,13 +17,7 @@ impl Cluster {
     fn plan(more: &str) -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(SERVERS + 1, "");
-        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
-        for (index, host) in hosts.hosts().enumerate() {
-            if index == SERVERS {
-                inventory.push_str("    consul_clients:\n      hosts:\n");
-            }
-            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
-        }
+        let inventory = hosts.inventory(&[("consul_servers", SERVERS), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
         let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
         // Where the secrets are: in a file beside the project, encrypted to a key that is made with the first of them.
@@ -50,7 +44,7 @@ impl Cluster {
         for more in [&[][..], &["--check"]] {
             let again = self.run(more).ok();
             for what in ["changed", "failed", "may_change"] {
-                assert_eq!(counted(&again, what), 0, "{what}: {}", again.report());
+                assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
             }
         }
     }
@@ -73,15 +67,6 @@ impl Cluster {
     }
 }
 
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    let mut events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.rfind(|event| event["event"] == "recap");
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
-}
-
 const API: &str = "http://127.0.0.1:8500/v1";
 
 #[test]
@@ -89,7 +74,7 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
     let cluster = Cluster::plan("consul_acl: true\n");
     // A check of bare hosts makes no secret.
     let checked = cluster.run(&["--check", "--diff"]).ok();
-    assert!(counted(&checked, "may_change") > 0, "{}", checked.report());
+    assert!(checked.counted("may_change") > 0, "{}", checked.report());
     let stores = format!("find '{}' -name '*.age'", cluster.project.home().display());
     assert_eq!(cluster.project.shell(&stores).ok().text(), "");
 
@@ -142,11 +127,11 @@ fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
     let policy = policy.expect("the client has a policy")["ID"].as_str().expect("with an id").to_owned();
     cluster.request(0, management, &format!("--request DELETE {API}/acl/policy/{policy}")).ok();
     let mended = cluster.run(&["--limit", name]).ok();
-    assert_eq!(counted(&mended, "changed"), 2, "{}", mended.report());
+    assert_eq!(mended.counted("changed"), 2, "{}", mended.report());
     cluster.hosts.root(CLIENT, "echo '{}' > /var/lib/consul/acl-tokens.json").ok();
     // The agent writes down all that it has as soon as it is given one.
     let given = cluster.run(&["--limit", name]).ok();
-    assert_eq!(counted(&given, "changed"), 1, "{}", given.report());
+    assert_eq!(given.counted("changed"), 1, "{}", given.report());
     cluster.is_silent();
 }
 
@@ -168,7 +153,10 @@ fn servers_restart_one_by_one(cluster: &Cluster, given: &str) {
 /// All of it at once: certificates, gossip, tokens.
 #[test]
 fn certificates_gossip_and_tokens_go_together() {
-    let cluster = Cluster::plan("consul_acl: true\nconsul_tls: true\nconsul_encrypt: true\n");
+    // As the example says it.
+    let example = rollcall_tests::root().join("examples/consul-secured/group_vars/all.yaml");
+    let settings = std::fs::read_to_string(&example).expect("the example is there");
+    let cluster = Cluster::plan(&settings);
     cluster.run(&["--check"]).ok();
     cluster.run(&[]).ok();
     cluster.is_silent();
@@ -179,7 +167,7 @@ fn certificates_gossip_and_tokens_go_together() {
     let nodes = cluster.request(CLIENT, &management, &https("catalog/nodes")).ok().json();
     assert_eq!(nodes.as_array().map(Vec::len), Some(SERVERS + 1), "{nodes}");
     cluster.hosts.root(CLIENT, &format!("curl --silent --max-time 5 http://{address}:8500/v1/status/leader")).ends(7);
-    servers_restart_one_by_one(&cluster, "consul_acl: true\nconsul_tls: true\nconsul_encrypt: true\n");
+    servers_restart_one_by_one(&cluster, &settings);
     cluster.hosts.root(CLIENT, &format!("curl --silent --fail {}", https("agent/self"))).ends(22);
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rollcall_tests::markdown::{self, Block, Place, blocks};
-use rollcall_tests::root;
+use rollcall_tests::{program, root, run};
 
 fn pages() -> Vec<PathBuf> {
     markdown::pages(&root(), &["README.md", "CONTRIBUTING.md", "CHANGELOG.md"], &["docs", "examples"])
@@ -51,6 +51,20 @@ fn the_index_names_every_page_of_the_manual() {
         .filter(|page| !index.iter().any(|link| Path::new(link) == page))
         .collect();
     assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}
+
+#[test]
+fn every_example_is_a_project_without_a_mistake() {
+    let examples = std::fs::read_dir(root().join("examples")).expect("there are examples").flatten();
+    let projects: Vec<PathBuf> =
+        examples.map(|entry| entry.path()).filter(|path| path.join("rollcall.yaml").is_file()).collect();
+    assert!(projects.len() > 1, "{projects:?}");
+    for project in projects {
+        for words in [&["inventory", "--graph"][..], &["run", "consul.yaml", "--list-tasks"]] {
+            let mut command = std::process::Command::new(program("controller"));
+            run(command.args(words).current_dir(&project), std::time::Duration::from_mins(1)).ok();
+        }
+    }
 }
 
 #[test]

@@ -39,13 +39,7 @@ impl Cluster {
     fn plan() -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(SERVERS + 1, "");
-        let mut inventory = "all:\n  children:\n    nomad_servers:\n      hosts:\n".to_owned();
-        for (index, host) in hosts.hosts().enumerate() {
-            if index == CLIENT {
-                inventory.push_str("    nomad_clients:\n      hosts:\n");
-            }
-            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
-        }
+        let inventory = hosts.inventory(&[("nomad_servers", CLIENT), ("nomad_clients", 1)]);
         let project =
             Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", "{}\n");
         let cluster = Self { hosts, project };
@@ -97,21 +91,11 @@ impl Cluster {
     }
 }
 
-/// The recap of a run with `--json`: what `name` counts, of all hosts.
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.into_iter().find(|event| event["event"] == "recap");
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
-}
-
 #[test]
 fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
     let cluster = Cluster::plan();
     let checked = cluster.run(["--check", "--diff"]).ok();
-    assert!(counted(&checked, "changed") > 0 && counted(&checked, "failed") == 0, "{}", checked.report());
+    assert!(checked.counted("changed") > 0 && checked.counted("failed") == 0, "{}", checked.report());
     for host in 0..=CLIENT {
         cluster.hosts.root(host, "ls -d /opt/nomad /etc/nomad.d; id nomad").ends(1);
     }
@@ -139,7 +123,7 @@ fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
     for more in [&[][..], &["--check"]] {
         let again = cluster.run(more.iter().copied()).ok();
         for what in ["changed", "failed", "may_change"] {
-            assert_eq!(counted(&again, what), 0, "{what}: {}", again.report());
+            assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
         }
     }
     for host in 0..=CLIENT {
@@ -153,7 +137,7 @@ fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
     // A change that everybody gets.
     cluster.configure("nomad_log_level: WARN\n");
     let changed = cluster.run([]).ok();
-    assert_eq!(counted(&changed, "changed"), 2 * (SERVERS as u64 + 1), "{}", changed.report());
+    assert_eq!(changed.counted("changed"), 2 * (SERVERS as u64 + 1), "{}", changed.report());
     let mut turns: Vec<(f64, f64)> = (0..SERVERS)
         .map(|server| {
             let (stops, starts) = (cluster.journal(server, "Stopping nomad"), cluster.journal(server, "Started nomad"));

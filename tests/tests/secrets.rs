@@ -38,13 +38,7 @@ impl Ground {
     fn new() -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(CLIENT + 1, "");
-        let mut inventory = "all:\n  children:\n    consul_servers:\n      hosts:\n".to_owned();
-        for (index, host) in hosts.hosts().enumerate() {
-            if index == CLIENT {
-                inventory.push_str("    consul_clients:\n      hosts:\n");
-            }
-            inventory.push_str(&format!("        {}: {{ansible_host: {}}}\n", host.name, host.address));
-        }
+        let inventory = hosts.inventory(&[("consul_servers", CLIENT), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
             .file("templates/gossip.j2", "[{{ secret('consul/gossip') }}]\nplain\n");
@@ -71,21 +65,11 @@ impl Ground {
     }
 }
 
-/// The recap's numbers of all hosts, added up.
-#[track_caller]
-fn counted(said: &Said, name: &str) -> u64 {
-    let events = said.out.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let recap = events.filter(|event| event["event"] == "recap").last();
-    let recap = recap.unwrap_or_else(|| panic!("there is no recap\n{}", said.report()));
-    let hosts = recap["hosts"].as_object().expect("it has hosts");
-    hosts.values().map(|counts| counts[name].as_u64().expect("it is a number")).sum()
-}
-
 #[test]
 fn all_hosts_get_one_value_and_a_check_makes_none() {
     let ground = Ground::new();
     let checked = ground.run(SITE, ["--check", "--diff", "--json"]).ok();
-    assert_eq!((counted(&checked, "may_change"), counted(&checked, "failed")), (12, 0), "{}", checked.report());
+    assert_eq!((checked.counted("may_change"), checked.counted("failed")), (12, 0), "{}", checked.report());
     assert_eq!(ground.store(), "", "a check makes no store");
 
     let first = ground.run(SITE, ["--diff"]).ok().says("content hidden (1 lines changed)");
@@ -107,10 +91,10 @@ fn all_hosts_get_one_value_and_a_check_makes_none() {
     }
     let store = ground.store();
     let second = ground.run(SITE, ["--json"]).ok();
-    assert_eq!(counted(&second, "changed"), 0, "{}", second.report());
+    assert_eq!(second.counted("changed"), 0, "{}", second.report());
     // Who checks reads what is there.
     let checked = ground.run(SITE, ["--json", "--check"]).ok();
-    assert_eq!((counted(&checked, "changed"), counted(&checked, "may_change")), (0, 0), "{}", checked.report());
+    assert_eq!((checked.counted("changed"), checked.counted("may_change")), (0, 0), "{}", checked.report());
     assert_eq!(ground.store(), store, "and nothing is written again");
 }
 
@@ -525,13 +509,13 @@ fn a_cluster_talks_encrypted_with_one_key() {
     first.never_says(&key);
     assert_eq!(hosts.root(0, "stat --format %a:%U:%G /etc/consul.d/gossip.json").ok().text(), "640:root:consul");
     let second = project.controller(["run", "site.yaml", "--json"]).ok();
-    assert_eq!(counted(&second, "changed"), 0, "{}", second.report());
+    assert_eq!(second.counted("changed"), 0, "{}", second.report());
     // The file alone tells Consul nothing any more: it is put right without a restart.
     let starts = "systemctl show --property NRestarts,ExecMainStartTimestampMonotonic consul";
     let before = hosts.root(0, starts).ok().out;
     hosts.root(0, "sed -i 's/[A-Z]/x/' /etc/consul.d/gossip.json").ok();
     let mended = project.controller(["run", "site.yaml", "--json"]).ok();
-    assert_eq!(counted(&mended, "changed"), 1, "{}", mended.report());
+    assert_eq!(mended.counted("changed"), 1, "{}", mended.report());
     assert_eq!(hosts.root(0, starts).ok().out, before);
 }
 
@@ -561,5 +545,5 @@ fn a_cluster_without_a_key_is_led_over_in_three_runs() {
     }
     assert!((0..SERVERS).all(|host| encrypted(host) == "true"));
     let second = project.controller(["run", "site.yaml", "--json"]).ok();
-    assert_eq!(counted(&second, "changed"), 0, "{}", second.report());
+    assert_eq!(second.counted("changed"), 0, "{}", second.report());
 }

@@ -21,6 +21,8 @@ use rollcall_engine::{
 };
 use serde_json::{Value, json};
 
+mod nomad;
+
 fn load(playbook: &str) -> Loaded {
     let sources = Sources::default();
     let project = Project::without_file(Path::new("tests/fixtures"));
@@ -50,8 +52,9 @@ fn server(n: u32) -> Value {
 fn scope(loaded: &Loaded, role: &str, host: &str, more: Value) -> Scope {
     let number = host.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(9);
     let servers: Vec<Value> = (1..=3).map(server).collect();
+    let (consul, nomad) = if role == "nomad" { (Vec::new(), servers) } else { (servers, Vec::new()) };
     let cluster = json!({
-        "name": "kraken", "consul_servers": servers, "nomad_servers": [],
+        "name": "kraken", "consul_servers": consul, "nomad_servers": nomad,
         "self": {"name": host, "address": format!("10.77.1.1{number}"), "id": null, "zone": null},
     });
     let interface = |address: &str| json!({"up": true, "mac": null, "ipv4": [{"address": address, "prefix": 24, "cidr": "10.77.1.0/24"}], "ipv6": []});
@@ -63,7 +66,7 @@ fn scope(loaded: &Loaded, role: &str, host: &str, more: Value) -> Scope {
     let data = |name: &str, value: Value, layer| (name.to_owned(), Var::data(value, layer));
     let mut scope = Scope::new();
     let used: Vec<_> =
-        loaded.bundle.roles.iter().filter(|r| r.name == role || role == "consul" && r.name == "base").collect();
+        loaded.bundle.roles.iter().filter(|r| r.name == role || role != "base" && r.name == "base").collect();
     assert!(!used.is_empty());
     for role in &used {
         scope = scope.with(Arc::clone(&role.defaults));
@@ -108,7 +111,11 @@ fn tasks<'a>(items: &'a [Item], out: &mut Vec<&'a Task>) {
 
 /// The first assertion that does not hold: its task's name and what it says.
 fn refused(loaded: &Loaded, host: &str, more: Value) -> Option<(String, String)> {
-    let scope = scope(loaded, "consul", host, more);
+    refused_by(loaded, "consul", host, more)
+}
+
+fn refused_by(loaded: &Loaded, role: &str, host: &str, more: Value) -> Option<(String, String)> {
+    let scope = scope(loaded, role, host, more);
     let mut all = Vec::new();
     tasks(&loaded.bundle.plays[0].tasks, &mut all);
     for task in all {

@@ -1,0 +1,123 @@
+//! Role nomad.
+
+use super::*;
+
+fn configuration(host: &str, more: Value) -> Value {
+    let text = rendered(&scope(&load("nomad.yaml"), "nomad", host, more), "nomad", "nomad.json.tera");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_server_is_configured() {
+    let config = configuration("consul-server-2", json!({"nomad_bind_cidr": "10.77.1.0/24"}));
+    let expected = json!({
+        "addresses": {"http": "127.0.0.1"},
+        "advertise": {"http": "10.77.1.12", "rpc": "10.77.1.12", "serf": "10.77.1.12"},
+        "autopilot": {"cleanup_dead_servers": true, "min_quorum": 3},
+        "bind_addr": "10.77.1.12",
+        "consul": {"auto_advertise": false, "client_auto_join": false, "server_auto_join": false},
+        "data_dir": "/var/lib/nomad",
+        "datacenter": "kraken",
+        "disable_update_check": true,
+        "leave_on_interrupt": false,
+        "leave_on_terminate": false,
+        "log_level": "INFO",
+        "name": "consul-server-2",
+        "ports": {"http": 4646, "rpc": 4647, "serf": 4648},
+        "region": "global",
+        "server": {
+            "bootstrap_expect": 3, "enabled": true, "raft_multiplier": 1,
+            "server_join": {"retry_interval": "3s", "retry_join": ["10.77.1.11", "10.77.1.12", "10.77.1.13"], "retry_max": 0},
+        },
+        "telemetry": {
+            "disable_hostname": true, "prometheus_metrics": true, "publish_allocation_metrics": true, "publish_node_metrics": true,
+        },
+        "ui": {"enabled": true},
+    });
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn a_client_is_configured() {
+    let more = json!({
+        "nomad_node_class": "edge", "nomad_meta": {"rack": "r1"}, "nomad_consul": true,
+        "nomad_host_volumes": {"data": {"path": "/srv", "read_only": false}}, "nomad_reserved": {"memory": 256},
+        "nomad_plugins": {"raw_exec": {"config": {"enabled": true}}},
+    });
+    let config = configuration("nomad-client-5", more);
+    let client = &config["client"];
+    assert_eq!(
+        (&client["enabled"], &client["node_class"], &client["node_pool"]),
+        (&true.into(), &"edge".into(), &"default".into())
+    );
+    assert_eq!((&client["meta"]["rack"], &client["reserved"]["memory"]), (&"r1".into(), &256.into()));
+    assert_eq!(client["host_volume"]["data"]["path"], json!("/srv"));
+    assert_eq!(client["server_join"]["retry_join"], json!(["10.77.1.11", "10.77.1.12", "10.77.1.13"]));
+    assert_eq!(config["plugin"]["raw_exec"]["config"]["enabled"], json!(true));
+    assert_eq!(config["consul"], json!({"address": "127.0.0.1:8500"}));
+    for key in ["server", "autopilot", "ui"] {
+        assert!(config.get(key).is_none(), "{key}");
+    }
+    // A small cluster's hosts may be both.
+    let both = configuration("consul-server-1", json!({"nomad_client": true}));
+    assert_eq!((&both["server"]["enabled"], &both["client"]["enabled"]), (&true.into(), &true.into()));
+}
+
+#[test]
+fn a_key_that_is_taken_away_is_not_there() {
+    let more = json!({"nomad_config": {"telemetry": null, "limits": {"http_max_conns_per_client": 500}, "ports": {"http": 80}}});
+    let config = configuration("consul-server-1", more);
+    assert!(config.get("telemetry").is_none());
+    assert_eq!(config["limits"], json!({"http_max_conns_per_client": 500}));
+    assert_eq!(config["ports"], json!({"http": 80, "rpc": 4647, "serf": 4648}));
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_what_to_do() {
+    let loaded = load("nomad.yaml");
+    let refused =
+        |host: &str, more: Value| refused_by(&loaded, "nomad", host, more).unwrap_or_else(|| panic!("not refused"));
+    assert_eq!(refused_by(&loaded, "nomad", "consul-server-1", json!({})), None);
+    assert_eq!(refused_by(&loaded, "nomad", "nomad-client-5", json!({})), None);
+    for (host, more, part) in [
+        ("consul-server-1", json!({"nomad_version": "v1.11.2"}), "nomad_version is 'v1.11.2'"),
+        ("consul-server-1", json!({"nomad_version": "1.7.7"}), "1.8.0 or newer"),
+        ("consul-server-1", json!({"nomad_datacenter": "Big One"}), "'Big One' is no name for a datacenter"),
+        ("consul-server-1", json!({"nomad_server": false}), "nomad_server is False for consul-server-1"),
+        ("nomad-client-5", json!({"nomad_client": false}), "neither a server of Nomad nor a client"),
+        ("consul-server-1", json!({"nomad_bootstrap_expect": 2}), "the same odd number"),
+        (
+            "consul-server-1",
+            json!({"nomad_bind_interface": "eth1", "nomad_bind_cidr": "10.0.0.0/8"}),
+            "exclude each other",
+        ),
+        (
+            "consul-server-1",
+            json!({"nomad_bind_interface": "eth9"}),
+            "the interface eth9 (nomad_bind_interface) gives 0 addresses",
+        ),
+        (
+            "consul-server-1",
+            json!({"nomad_config": {"region": "x", "bind_addr": "y"}}),
+            "nomad_config sets region, bind_addr",
+        ),
+        ("nomad-client-5", json!({"nomad_meta": []}), "are mappings"),
+    ] {
+        let (task, said) = refused(host, more);
+        assert!(said.contains(part), "{task}: {said}");
+    }
+}
+
+#[test]
+fn handlers_take_turns() {
+    let loaded = load("nomad.yaml");
+    let handlers = &loaded.bundle.plays[0].handlers;
+    let named = |name: &str| {
+        handlers
+            .iter()
+            .find(|h| h.task.name.as_ref().and_then(|n| n.as_str()) == Some(name))
+            .unwrap_or_else(|| panic!("{name}"))
+    };
+    assert!(named("restart nomad server").gate.is_some() && named("restart nomad server").serial.is_some());
+    assert!(named("restart nomad client").gate.is_none() && named("restart nomad client").serial.is_some());
+}
