@@ -12,7 +12,7 @@ const LIMIT: Duration = Duration::from_mins(2);
 fn project(hosts: &Borrowed) -> Project {
     let project = Project::new(&hosts.lab, hosts.hosts());
     let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.file("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 5\n"))
+    project.file("rollcall.yaml", &format!("{settings}  keepalive: 2\n  connect_timeout: 20\n"))
 }
 
 /// The recap's failed and unreachable counts of a host.

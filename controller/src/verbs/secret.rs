@@ -172,7 +172,7 @@ fn read_value(name: &Name, exact: bool) -> anyhow::Result<Secret> {
     }
     if (1..MIN_VALUE).contains(&text.len()) {
         bail!(
-            "the value is too short: with less than {MIN_VALUE} bytes it stands in other words too, and cannot be kept out of logs"
+            "the value is too short: with fewer than {MIN_VALUE} bytes it stands in other words too, and cannot be kept out of logs"
         );
     }
     Ok(Secret::new(text))
