@@ -75,6 +75,9 @@ fn plain(definition: &Definition) -> String {
 
 /// A default as a playbook would have it: it is declared in Rust, where a word is a variant and text has its quotes.
 fn default(declared: &str) -> String {
+    // So the compiler writes the paths that come out of a macro.
+    let declared = declared.replace(" :: ", "::");
+    let declared = declared.as_str();
     if declared.ends_with("::new()") || declared.ends_with("::default()") {
         return String::new();
     }
@@ -86,7 +89,12 @@ fn default(declared: &str) -> String {
             _ => number,
         };
     }
-    let text = declared.strip_prefix("String::from(").and_then(|s| s.strip_suffix(')')).unwrap_or(declared);
+    // `PathBuf::from("/etc")` and the like: what is made of a text is shown as the text.
+    let made_of = declared.strip_suffix("\")").and_then(|call| call.split_once("(\"")).map(|(_, text)| text);
+    if let Some(text) = made_of {
+        return text.to_owned();
+    }
+    let text = declared;
     let text = text.trim_end_matches(".into()").trim_end_matches(".to_owned()").trim_matches('"');
     match text.rsplit_once("::") {
         Some((_, variant)) => {
@@ -156,9 +164,13 @@ mod tests {
         let shown = [
             ("Duration::ZERO", "0"),
             ("std::time::Duration::from_secs(1_800)", "1800"),
+            ("std :: time :: Duration :: from_secs(30)", "30"),
             ("Duration::from_mins(5)", "300"),
             ("Duration::from_millis(50)", "50 ms"),
             ("\"GET\".to_owned()", "GET"),
+            ("String::from(\"GET\")", "GET"),
+            ("PathBuf::from(\"/var/lib/consul\")", "/var/lib/consul"),
+            ("api::url(\"http://127.0.0.1:8500\")", "http://127.0.0.1:8500"),
             ("UpdatePassword::OnCreate", "on_create"),
             ("Vec::new()", ""),
             ("true", "true"),

@@ -42,7 +42,7 @@ args! {
         /// How many servers must vote before it is done.
         servers []: Option<u32>;
         /// This server's API.
-        url []: Web = api::local();
+        url []: Web = api::url("http://127.0.0.1:8500");
         /// Certificates (PEM) of who signed the server's, for `https`.
         ca_file []: Option<PathBuf>;
         /// For how many seconds to try.

@@ -1,25 +1,17 @@
 //! `consul_acl_policy`: a policy of Consul's ACLs.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
 use super::{
-    Cx, Definition, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan,
-    consul_api::{self as api, Access, Act, Hidden, Opened, SecretName},
-    http::Web,
+    Cx, Definition, Failure, FreeForm, FromArg, Invocation, Needs, Plan,
+    consul_acl::{self, Object},
+    consul_api::{self as api, State, api_args},
 };
-use crate::{
-    args, choice,
-    cluster::consul::{Consul, Policy},
-};
+use crate::cluster::consul::{ApiError, Consul, Policy};
 
-choice!(
-    /// Whether it is there.
-    State { Present = "present", Absent = "absent" }
-);
-
-args! {
+api_args! {
     /// Arguments.
     pub struct Args {
         /// Its name.
@@ -32,16 +24,6 @@ args! {
         datacenters []: Vec<String>;
         /// `absent` removes it if Rollcall made it.
         state []: State = State::Present;
-        /// The agent's API.
-        url []: Web = api::local();
-        /// Certificates (PEM) of who signed the agent's, for `https`.
-        ca_file []: Option<PathBuf>;
-        /// The token's secret.
-        token []: Option<Hidden>;
-        /// The name of the token's secret instead: `consul/management`.
-        token_secret []: Option<SecretName>;
-        /// For how many seconds to ask a cluster that is only being formed.
-        wait []: Duration = Duration::from_secs(30);
     }
 }
 
@@ -181,8 +163,6 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&inv.args)?;
-    let (token, token_secret) = (args.token.as_ref(), args.token_secret.as_ref());
-    let access = Access { url: &args.url, ca_file: args.ca_file.as_ref(), token, token_secret };
     let wanted = match (args.state, &args.rules) {
         (State::Present, None) => return Err(Failure::new("argument 'rules' is missing")),
         (State::Present, Some(rules)) => Some(Policy {
@@ -194,68 +174,54 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }),
         (State::Absent, _) => None,
     };
-    let consul = match api::open(&access, cx)? {
-        Opened::Client(consul) => *consul,
-        Opened::Later(plan) => return Ok(plan),
-    };
-    let found = match api::first_look(args.wait, cx, || consul.policy(&args.name)) {
-        Ok(found) => found?,
-        Err(plan) => return Ok(plan),
-    };
-    if let Some(found) = &found {
-        if found.is_builtin() {
-            return Err(Failure::new(format!("policy '{}' is Consul's own and cannot be changed", args.name)));
+    consul_acl::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
+}
+
+impl Object for Policy {
+    const KIND: &'static str = "policy";
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn with_id(self, id: String) -> Self {
+        Self { id, ..self }
+    }
+
+    fn description(&self) -> &str {
+        &self.description
+    }
+
+    fn is_builtin(&self) -> bool {
+        Self::is_builtin(self)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        fn parts(p: &Policy) -> (&str, &str, &BTreeSet<String>) {
+            (&p.description, p.rules.trim_end(), &p.datacenters)
         }
-        if wanted.is_none() && !api::is_ours(&found.description) {
-            return Err(api::not_ours(&format!("policy '{}'", args.name)));
+        parts(self) == parts(other)
+    }
+
+    fn lines(&self) -> String {
+        let mut lines = format!("description: {}\n", self.description);
+        for place in &self.datacenters {
+            lines.push_str(&format!("in {place}\n"));
         }
+        lines + self.rules.trim_end() + "\n"
     }
-    if same(found.as_ref(), wanted.as_ref()) {
-        return Ok(Plan::Unchanged(told(Outcome::unchanged(), found.as_ref())));
-    }
-    let diff = api::diff(format!("consul policy {}", args.name), &lines(found.as_ref()), &lines(wanted.as_ref()));
-    let planned = told(Outcome::changed(), found.as_ref());
-    Ok(Act::plan(diff, planned, move |_| write(&consul, &args.name, wanted.as_ref(), args.wait)))
-}
 
-fn write(consul: &Consul, name: &str, wanted: Option<&Policy>, wait: Duration) -> Result<Outcome, Failure> {
-    let settled = api::settle(
-        wait,
-        || consul.policy(name),
-        |found| same(found, wanted),
-        |found| match (wanted, found) {
-            (Some(wanted), found) => {
-                let id = found.map(|found| found.id.clone()).unwrap_or_default();
-                consul.write_policy(&Policy { id, ..wanted.clone() })
-            }
-            (None, Some(found)) => consul.delete_policy(&found.id),
-            (None, None) => Ok(()),
-        },
-    )?;
-    Ok(told(api::outcome(settled.changed), settled.now.as_ref()))
-}
-
-fn told(outcome: Outcome, policy: Option<&Policy>) -> Outcome {
-    match policy {
-        Some(policy) => outcome.with("id", policy.id.clone()),
-        None => outcome,
+    fn find(consul: &Consul, name: &str) -> Result<Option<Self>, ApiError> {
+        consul.policy(name)
     }
-}
 
-fn same(found: Option<&Policy>, wanted: Option<&Policy>) -> bool {
-    fn parts(p: &Policy) -> (&str, &str, &BTreeSet<String>) {
-        (&p.description, p.rules.trim_end(), &p.datacenters)
+    fn write(&self, consul: &Consul) -> Result<(), ApiError> {
+        consul.write_policy(self)
     }
-    found.map(parts) == wanted.map(parts)
-}
 
-fn lines(policy: Option<&Policy>) -> String {
-    let Some(policy) = policy else { return String::new() };
-    let mut lines = format!("description: {}\n", policy.description);
-    for place in &policy.datacenters {
-        lines.push_str(&format!("in {place}\n"));
+    fn delete(&self, consul: &Consul) -> Result<(), ApiError> {
+        consul.delete_policy(&self.id)
     }
-    lines + policy.rules.trim_end() + "\n"
 }
 
 #[cfg(test)]

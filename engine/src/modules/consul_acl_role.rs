@@ -1,19 +1,13 @@
 //! `consul_acl_role`: a role of Consul's ACLs.
 
-use std::{path::PathBuf, time::Duration};
-
 use super::{
-    Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    consul_acl_policy::State,
-    consul_api::{self as api, Access, Act, Hidden, Opened, SecretName},
-    http::Web,
+    Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
+    consul_acl::{self, Object},
+    consul_api::{self as api, State, api_args},
 };
-use crate::{
-    args,
-    cluster::consul::{Consul, NodeIdentity, Rights, Role, ServiceIdentity, TemplatedPolicy},
-};
+use crate::cluster::consul::{ApiError, Consul, NodeIdentity, Rights, Role, ServiceIdentity, TemplatedPolicy};
 
-args! {
+api_args! {
     /// Arguments.
     pub struct Args {
         /// Its name.
@@ -30,16 +24,6 @@ args! {
         templated_policies []: Vec<TemplatedPolicy>;
         /// `absent` removes it if Rollcall made it.
         state []: State = State::Present;
-        /// The agent's API.
-        url []: Web = api::local();
-        /// Certificates (PEM) of who signed the agent's, for `https`.
-        ca_file []: Option<PathBuf>;
-        /// The token's secret.
-        token []: Option<Hidden>;
-        /// The name of the token's secret instead: `consul/management`.
-        token_secret []: Option<SecretName>;
-        /// For how many seconds to ask a cluster that is only being formed.
-        wait []: Duration = Duration::from_secs(30);
     }
 }
 
@@ -58,8 +42,6 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&inv.args)?;
-    let (token, token_secret) = (args.token.as_ref(), args.token_secret.as_ref());
-    let access = Access { url: &args.url, ca_file: args.ca_file.as_ref(), token, token_secret };
     let wanted = (args.state == State::Present).then(|| Role {
         id: String::new(),
         name: args.name.clone(),
@@ -72,57 +54,43 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             ..Rights::default()
         },
     });
-    let consul = match api::open(&access, cx)? {
-        Opened::Client(consul) => *consul,
-        Opened::Later(plan) => return Ok(plan),
-    };
-    let found = match api::first_look(args.wait, cx, || consul.role(&args.name)) {
-        Ok(found) => found?,
-        Err(plan) => return Ok(plan),
-    };
-    if let (None, Some(found)) = (&wanted, &found)
-        && !api::is_ours(&found.description)
-    {
-        return Err(api::not_ours(&format!("role '{}'", args.name)));
+    consul_acl::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
+}
+
+impl Object for Role {
+    const KIND: &'static str = "role";
+
+    fn id(&self) -> &str {
+        &self.id
     }
-    if same(found.as_ref(), wanted.as_ref()) {
-        return Ok(Plan::Unchanged(told(Outcome::unchanged(), found.as_ref())));
+
+    fn with_id(self, id: String) -> Self {
+        Self { id, ..self }
     }
-    let diff = api::diff(format!("consul role {}", args.name), &lines(found.as_ref()), &lines(wanted.as_ref()));
-    let planned = told(Outcome::changed(), found.as_ref());
-    Ok(Act::plan(diff, planned, move |_| write(&consul, &args.name, wanted.as_ref(), args.wait)))
-}
 
-fn write(consul: &Consul, name: &str, wanted: Option<&Role>, wait: Duration) -> Result<Outcome, Failure> {
-    let settled = api::settle(
-        wait,
-        || consul.role(name),
-        |found| same(found, wanted),
-        |found| match (wanted, found) {
-            (Some(wanted), found) => {
-                let id = found.map(|found| found.id.clone()).unwrap_or_default();
-                consul.write_role(&Role { id, ..wanted.clone() })
-            }
-            (None, Some(found)) => consul.delete_role(&found.id),
-            (None, None) => Ok(()),
-        },
-    )?;
-    Ok(told(api::outcome(settled.changed), settled.now.as_ref()))
-}
-
-fn told(outcome: Outcome, role: Option<&Role>) -> Outcome {
-    match role {
-        Some(role) => outcome.with("id", role.id.clone()),
-        None => outcome,
+    fn description(&self) -> &str {
+        &self.description
     }
-}
 
-fn same(found: Option<&Role>, wanted: Option<&Role>) -> bool {
-    found.map(|r| (&r.description, &r.rights)) == wanted.map(|r| (&r.description, &r.rights))
-}
+    fn same(&self, other: &Self) -> bool {
+        (&self.description, &self.rights) == (&other.description, &other.rights)
+    }
 
-fn lines(role: Option<&Role>) -> String {
-    role.map_or_else(String::new, |role| format!("description: {}\n{}", role.description, role.rights.lines()))
+    fn lines(&self) -> String {
+        format!("description: {}\n{}", self.description, self.rights.lines())
+    }
+
+    fn find(consul: &Consul, name: &str) -> Result<Option<Self>, ApiError> {
+        consul.role(name)
+    }
+
+    fn write(&self, consul: &Consul) -> Result<(), ApiError> {
+        consul.write_role(self)
+    }
+
+    fn delete(&self, consul: &Consul) -> Result<(), ApiError> {
+        consul.delete_role(&self.id)
+    }
 }
 
 #[cfg(test)]

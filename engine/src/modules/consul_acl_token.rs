@@ -1,6 +1,6 @@
 //! `consul_acl_token`: a token of Consul's ACLs, with ids that are known beforehand, so that making it twice makes one.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 use sha1::{Digest as _, Sha1};
@@ -9,17 +9,15 @@ use uuid::Uuid;
 use super::{
     Cx, Definition, Failure, FreeForm, FromArg, Invocation, Needs, Outcome, Plan,
     args::expected,
-    consul_acl_policy::State,
-    consul_api::{self as api, Access, Act, Given, Hidden, Opened, SecretName},
+    consul_api::{self as api, Act, Given, Hidden, Opened, SecretName, State, api_args},
     http::{Trust, Web},
 };
 use crate::{
-    args,
     cluster::consul::{ApiError, Consul, Kind, NodeIdentity, Rights, ServiceIdentity, TemplatedPolicy, Token},
     secrets::Secret,
 };
 
-args! {
+api_args! {
     /// Arguments.
     pub struct Args {
         /// What it is for. Its accessor follows from this and `cluster`, so that each purpose has one token.
@@ -50,16 +48,6 @@ args! {
         state []: State = State::Present;
         /// Addresses of servers that must know it before the task ends: a follower learns of it a moment later.
         servers []: Vec<Web>;
-        /// The agent's API.
-        url []: Web = api::local();
-        /// Certificates (PEM) of who signed the agent's, for `https`.
-        ca_file []: Option<PathBuf>;
-        /// The secret of the token that makes it.
-        token []: Option<Hidden>;
-        /// The name of that secret instead: `consul/management`.
-        token_secret []: Option<SecretName>;
-        /// For how many seconds to ask a cluster that is only being formed.
-        wait []: Duration = Duration::from_secs(30);
     }
 }
 
@@ -121,9 +109,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Given::Nothing if args.state == State::Absent => None,
         Given::Nothing => return Err(Failure::new("argument 'secret' or 'secret_from' is missing")),
     };
-    let (token, token_secret) = (args.token.as_ref(), args.token_secret.as_ref());
-    let access = Access { url: &args.url, ca_file: args.ca_file.as_ref(), token, token_secret };
-    let consul = match api::open(&access, cx)? {
+    let consul = match api::open(&args.access(), cx)? {
         Opened::Client(consul) => *consul,
         Opened::Later(plan) => return Ok(plan),
     };

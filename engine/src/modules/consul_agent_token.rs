@@ -60,7 +60,7 @@ args! {
         /// The agent's data folder, where it writes down what it was given (`enable_token_persistence`).
         data_dir []: PathBuf = PathBuf::from("/var/lib/consul");
         /// The agent's API.
-        url []: Web = api::local();
+        url []: Web = api::url("http://127.0.0.1:8500");
         /// Certificates (PEM) of who signed the agent's, for `https`.
         ca_file []: Option<PathBuf>;
         /// The secret of a token that may write to the agent; without it the given one itself must.

@@ -16,6 +16,7 @@ use super::{
     http::{Trust, Web},
 };
 use crate::{
+    choice,
     cluster::consul::{ApiError, Consul, Kind, NodeIdentity, ServiceIdentity, TemplateVariables, TemplatedPolicy},
     host::{Read, Write},
     secrets::{Name, Secret, grants::GrantError, redact},
@@ -59,12 +60,50 @@ impl FromArg for Hidden {
     }
 }
 
-/// The default address of Consul's API.
-pub(super) fn local() -> Web {
-    // Proven by the test below: the text is a URL.
+/// The address of an API, for defaults: constants that are URLs, which the tests of each module prove.
+pub(super) fn url(text: &str) -> Web {
     #[expect(clippy::expect_used, reason = "a constant that is a URL")]
-    Web::from_arg(&Value::from("http://127.0.0.1:8500")).expect("it is a URL")
+    Web::from_arg(&Value::from(text)).expect("it is a URL")
 }
+
+choice!(
+    /// Whether it is there.
+    State { Present = "present", Absent = "absent" }
+);
+
+/// Declares the arguments of a module that asks the API with a token: its own, and how the API is reached.
+macro_rules! api_args {
+    ($(#[$m:meta])* pub struct $name:ident { $($own:tt)* }) => {
+        $crate::args! {
+            $(#[$m])*
+            pub struct $name {
+                $($own)*
+                /// The agent's API.
+                url []: $crate::modules::http::Web = $crate::modules::consul_api::url("http://127.0.0.1:8500");
+                /// Certificates (PEM) of who signed the agent's, for `https`.
+                ca_file []: Option<std::path::PathBuf>;
+                /// The secret of the token that asks.
+                token []: Option<$crate::modules::consul_api::Hidden>;
+                /// The name of that secret instead: `consul/management`.
+                token_secret []: Option<$crate::modules::consul_api::SecretName>;
+                /// For how many seconds to ask a cluster that is only being formed.
+                wait []: std::time::Duration = std::time::Duration::from_secs(30);
+            }
+        }
+
+        impl $name {
+            fn access(&self) -> $crate::modules::consul_api::Access<'_> {
+                $crate::modules::consul_api::Access {
+                    url: &self.url,
+                    ca_file: self.ca_file.as_ref(),
+                    token: self.token.as_ref(),
+                    token_secret: self.token_secret.as_ref(),
+                }
+            }
+        }
+    };
+}
+pub(super) use api_args;
 
 /// A secret that a call was given, or not.
 #[derive(Debug)]

@@ -1,20 +1,15 @@
 //! `consul_kv`: a value of Consul's key-value store.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::{
     Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    consul_acl_policy::State,
-    consul_api::{self as api, Access, Act, Given, Hidden, Opened, SecretName},
-    http::Web,
+    consul_api::{self as api, Act, Given, Opened, SecretName, State, api_args},
     steps::text,
 };
-use crate::{
-    args,
-    cluster::consul::{ApiError, Consul, Entry, Kind},
-};
+use crate::cluster::consul::{ApiError, Consul, Entry, Kind};
 
-args! {
+api_args! {
     /// Arguments.
     pub struct Args {
         /// The key.
@@ -29,16 +24,6 @@ args! {
         create_only []: bool = false;
         /// `absent` removes the key.
         state []: State = State::Present;
-        /// The agent's API.
-        url []: Web = api::local();
-        /// Certificates (PEM) of who signed the agent's, for `https`.
-        ca_file []: Option<PathBuf>;
-        /// The token's secret.
-        token []: Option<Hidden>;
-        /// The name of the token's secret instead.
-        token_secret []: Option<SecretName>;
-        /// For how many seconds to ask a cluster that is only being formed.
-        wait []: Duration = Duration::from_secs(30);
     }
 }
 
@@ -86,9 +71,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         (State::Present, None, None) => return Err(Failure::new("argument 'value' is missing")),
     };
     let wanted = Wanted { key: args.key.clone(), value, flags: args.flags, create_only: args.create_only };
-    let (token, token_secret) = (args.token.as_ref(), args.token_secret.as_ref());
-    let access = Access { url: &args.url, ca_file: args.ca_file.as_ref(), token, token_secret };
-    let consul = match api::open(&access, cx)? {
+    let consul = match api::open(&args.access(), cx)? {
         Opened::Client(consul) => *consul,
         Opened::Later(plan) => return Ok(plan),
     };

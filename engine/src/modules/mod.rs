@@ -25,6 +25,7 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
+mod consul_acl;
 /// `consul_acl_bootstrap`.
 pub mod consul_acl_bootstrap;
 /// `consul_acl_policy`.

@@ -65,9 +65,8 @@ pub enum Readers {
     Nobody,
     /// Every host of one of these roles.
     Roles(&'static [Role]),
-    /// The host whose name is the name's last part, if it has one of these roles.
-    Own(&'static [Role]),
-    /// Like `Own`, and every host of the roles of the second list, which make it known to the product.
+    /// The host whose name is the name's last part, if it has one of these roles; and every host of the roles of the second list,
+    /// which make it known to the product.
     OwnAnd(&'static [Role], &'static [Role]),
 }
 
@@ -199,7 +198,6 @@ impl Rule {
         match self.readers {
             Readers::Nobody => false,
             Readers::Roles(roles) => has(roles),
-            Readers::Own(roles) => own() && has(roles),
             Readers::OwnAnd(roles, others) => (own() && has(roles)) || has(others),
         }
     }
@@ -211,7 +209,6 @@ impl fmt::Display for Readers {
         match self {
             Self::Nobody => f.write_str("no host"),
             Self::Roles(roles) => f.write_str(&groups(roles)),
-            Self::Own(roles) => write!(f, "the node itself ({})", groups(roles)),
             Self::OwnAnd(roles, others) => write!(f, "the node itself ({}); {}", groups(roles), groups(others)),
         }
     }

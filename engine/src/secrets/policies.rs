@@ -58,7 +58,6 @@ fn grants(role: Role) -> Vec<Grant> {
         let every_node = match rule.readers {
             Readers::Nobody => return None,
             Readers::Roles(roles) => has(roles).then_some(true)?,
-            Readers::Own(roles) => has(roles).then_some(false)?,
             Readers::OwnAnd(_, others) if has(others) => true,
             Readers::OwnAnd(roles, _) => has(roles).then_some(false)?,
         };

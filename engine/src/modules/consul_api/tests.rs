@@ -55,7 +55,7 @@ fn a_wrong_value_is_not_shown() {
     }
     assert!(!format!("{:?}", Hidden::from_arg(&json!("hunter2")).unwrap()).contains("hunter2"));
     assert!(SecretName::from_arg(&json!("../x")).unwrap_err().contains("is no name of a secret"));
-    assert_eq!(local().shown(), "http://127.0.0.1:8500/");
+    assert_eq!(url("http://127.0.0.1:8500").shown(), "http://127.0.0.1:8500/");
 }
 
 #[test]
