@@ -54,6 +54,18 @@ impl Project {
         std::fs::write(&path, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
     }
 
+    /// What `rollcall.yaml` says.
+    #[track_caller]
+    pub fn settings(&self) -> String {
+        std::fs::read_to_string(self.path().join("rollcall.yaml")).expect("every project has one")
+    }
+
+    /// Adds lines at the end of `rollcall.yaml`, whose last section is `ssh:`.
+    #[track_caller]
+    pub fn add_settings(&self, more: &str) {
+        self.write("rollcall.yaml", &format!("{}{more}", self.settings()));
+    }
+
     /// The project's folder.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("project")

@@ -18,8 +18,7 @@ impl Ground {
         let hosts = lab.borrow(servers + 1, "");
         let inventory = hosts.inventory(&[("consul_servers", servers), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
-        let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-        project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
+        project.add_settings("cluster: kraken\n");
         let ground = Self { hosts, project, servers };
         ground.configure("");
         ground

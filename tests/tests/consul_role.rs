@@ -268,9 +268,7 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone() {
 #[test]
 fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
     let cluster = Cluster::plan();
-    let settings =
-        std::fs::read_to_string(cluster.project.path().join("rollcall.yaml")).expect("every project has one");
-    cluster.project.write("rollcall.yaml", &format!("{settings}  keepalive: 2\n  connect_timeout: 20\n"));
+    cluster.project.add_settings("  keepalive: 2\n  connect_timeout: 20\n");
     cluster.run([]).ok();
     let config = |server: usize| cluster.hosts.read(server, "/etc/consul.d/consul.json");
     let before: Vec<String> = (0..SERVERS).map(config).collect();
@@ -322,9 +320,7 @@ impl Cluster {
 #[test]
 fn a_server_that_falls_ill_during_a_restart_stops_the_roll_out() {
     let cluster = Cluster::plan();
-    let settings =
-        std::fs::read_to_string(cluster.project.path().join("rollcall.yaml")).expect("every project has one");
-    cluster.project.write("rollcall.yaml", &format!("{settings}  keepalive: 2\n  connect_timeout: 20\n"));
+    cluster.project.add_settings("  keepalive: 2\n  connect_timeout: 20\n");
     cluster.run([]).ok();
     let config = |server: usize| cluster.hosts.read(server, "/etc/consul.d/consul.json");
     let before: Vec<String> = (0..SERVERS).map(config).collect();

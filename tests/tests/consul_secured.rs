@@ -19,7 +19,7 @@ impl Cluster {
         let hosts = lab.borrow(SERVERS + 1, "");
         let inventory = hosts.inventory(&[("consul_servers", SERVERS), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
-        let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
+        let settings = project.settings();
         // Where the secrets are: in a file beside the project, encrypted to a key that is made with the first of them.
         project.write("rollcall.yaml", &format!("cluster: test\n{settings}"));
         let cluster = Self { hosts, project };

@@ -89,8 +89,7 @@ fn prepared() -> (Borrowed, Project) {
         .file("group_vars/all.yaml", &vars)
         .file("servers.yaml", "- hosts: consul_servers\n  become: true\n  roles: [consul]\n")
         .file("bootstrap.yaml", BOOTSTRAP);
-    let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.write("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 20\n"));
+    project.add_settings("  keepalive: 1\n  connect_timeout: 20\n");
     project.controller(["run", "servers.yaml"]).ok();
     (hosts, project)
 }

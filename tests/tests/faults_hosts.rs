@@ -11,8 +11,8 @@ const LIMIT: Duration = Duration::from_mins(2);
 /// A project in which hosts that are gone are noticed after seconds.
 fn project(hosts: &Borrowed) -> Project {
     let project = Project::new(&hosts.lab, hosts.hosts());
-    let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.file("rollcall.yaml", &format!("{settings}  keepalive: 2\n  connect_timeout: 20\n"))
+    project.add_settings("  keepalive: 2\n  connect_timeout: 20\n");
+    project
 }
 
 /// The recap's failed and unreachable counts of a host.

@@ -115,8 +115,8 @@ fn number(name: &str, otherwise: u64) -> u64 {
 /// A host that was switched off is noticed after seconds instead of a minute. One that has just booted on a busy machine
 /// may take its time to answer.
 fn quick(project: Project) -> Project {
-    let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.file("rollcall.yaml", &format!("{settings}  keepalive: 1\n  connect_timeout: 20\n"))
+    project.add_settings("  keepalive: 1\n  connect_timeout: 20\n");
+    project
 }
 
 fn project(lab: &Lab, host: &Host) -> Project {

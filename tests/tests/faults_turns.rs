@@ -58,8 +58,7 @@ impl Turns {
     fn begin() -> Self {
         let hosts = Lab::shared().borrow(2, "");
         let project = Project::new(&hosts.lab, hosts.hosts()).file("site.yaml", SITE);
-        let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-        project.write("rollcall.yaml", &format!("{settings}  keepalive: 1\n"));
+        project.add_settings("  keepalive: 1\n");
         let turns = Self { hosts, project };
         turns.run("one").ok();
         for host in 0..2 {

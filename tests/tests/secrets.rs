@@ -42,8 +42,7 @@ impl Ground {
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
             .file("templates/gossip.j2", "[{{ secret('consul/gossip') }}]\nplain\n");
-        let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-        project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
+        project.add_settings("cluster: kraken\n");
         Self { hosts, project }
     }
 
@@ -102,7 +101,7 @@ fn all_hosts_get_one_value_and_a_check_makes_none() {
 fn a_run_without_secrets_needs_no_store() {
     let ground = Ground::new();
     // Without its name a cluster can have no store.
-    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    let settings = ground.project.settings();
     ground.project.write("rollcall.yaml", &settings.replace("cluster: kraken\n", ""));
     ground.run("- {hosts: all, tasks: [{command: 'true'}]}\n", []).ok();
     assert_eq!(ground.store(), "");
@@ -139,7 +138,7 @@ fn what_a_host_may_not_read_is_refused_before_anything_is_changed() {
     let said = ground.run("- {hosts: \"{{ secret('consul/gossip') }}\", tasks: [{command: 'true'}]}\n", []).ends(3);
     said.says("is evaluated on hosts only");
     // A grant for one group is not one for the other; and what is granted must be there.
-    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    let settings = ground.project.settings();
     let granted = format!("{settings}store: {{type: file, grants: {{app/*: consul_servers}}}}\n");
     ground.project.write("rollcall.yaml", &granted);
     ground.run(&site("secret('app/db')"), ["--limit", &client]).ends(3).says("it is granted to consul_servers");
@@ -159,7 +158,7 @@ const KEY: &str = "-----BEGIN TEST KEY-----\nMHcCAQEEIIrYSSNQFaA2Hwf1duRSxKtLYX5
 #[test]
 fn a_users_own_secret_is_read_by_those_who_are_granted_it() {
     let ground = Ground::new();
-    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    let settings = ground.project.settings();
     let grants =
         "store: {type: file, grants: {app/*: [consul_servers, consul_clients], app/servers/**: consul_servers}}\n";
     ground.project.write("rollcall.yaml", &format!("{settings}{grants}"));
@@ -400,7 +399,7 @@ fn belongs(place: &str) -> bool {
 #[test]
 fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
     let ground = Ground::new();
-    let settings = std::fs::read_to_string(ground.project.path().join("rollcall.yaml")).expect("every project has one");
+    let settings = ground.project.settings();
     ground.project.write("rollcall.yaml", &format!("{settings}store: {{type: file, path: s.age, lock_timeout: 1}}\n"));
     ground.project.write("site.yaml", SITE);
     let hold = || {
@@ -483,8 +482,7 @@ fn consul(variables: &str) -> (Borrowed, Project, impl Fn(&Project, &str)) {
         .file("inventory.yaml", &inventory)
         .file("group_vars/all.yaml", &format!("{given}{variables}"))
         .file("site.yaml", "- {hosts: consul_servers, become: true, roles: [consul]}\n");
-    let settings = std::fs::read_to_string(project.path().join("rollcall.yaml")).expect("every project has one");
-    project.write("rollcall.yaml", &format!("{settings}cluster: kraken\n"));
+    project.add_settings("cluster: kraken\n");
     let configure =
         move |project: &Project, more: &str| project.write("group_vars/all.yaml", &format!("{given}{more}"));
     (hosts, project, configure)
