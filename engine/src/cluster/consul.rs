@@ -20,12 +20,14 @@ use crate::{
 
 mod error;
 mod objects;
+mod operate;
 
 pub use error::{ApiError, Kind};
 pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
 use objects::{RawRole, RawToken};
+pub use operate::{Member, Ring};
 
 /// For one request: Consul itself looks for a leader for seven seconds before it gives up.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,9 +117,12 @@ impl Consul {
         Ok(found.map(Token::from))
     }
 
-    /// Makes a token; both ids are ours.
-    pub fn create_token(&self, token: &Token) -> Result<(), ApiError> {
+    /// Makes a token; both ids are ours. It ends after this long, if one is given.
+    pub fn create_token(&self, token: &Token, lifetime: Option<Duration>) -> Result<(), ApiError> {
         let mut body = token.body();
+        if let Some(lifetime) = lifetime {
+            body.insert("ExpirationTTL".into(), format!("{}s", lifetime.as_secs()).into());
+        }
         let secret = token.secret.clone().unwrap_or_else(|| Secret::new(""));
         body.insert("SecretID".into(), secret.expose().into());
         let body = Value::Object(body);

@@ -5,14 +5,7 @@ fn error(kind: Kind) -> ApiError {
 }
 
 fn token(management: bool) -> Token {
-    Token {
-        accessor: "accessor".into(),
-        secret: None,
-        description: String::new(),
-        management,
-        local: false,
-        rights: crate::cluster::consul::Rights::default(),
-    }
+    Token { accessor: "accessor".into(), management, ..Token::default() }
 }
 
 /// What the next call of the bootstrap meets.
