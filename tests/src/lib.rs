@@ -7,12 +7,14 @@
 mod hosts;
 mod lab;
 pub mod markdown;
+mod operated;
 mod project;
 mod said;
 pub mod servers;
 
 pub use hosts::Borrowed;
 pub use lab::{Host, Lab, OwnLab, Status};
+pub use operated::Operated;
 pub use project::Project;
 pub use said::{Running, Said, run};
 

@@ -51,7 +51,7 @@ const FILTER: usize = 200;
 /// The verb.
 pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow::Result<Exit> {
     if let Some(node) = &args.node
-        && Name::new(&format!("consul/token/agent/{}", node_part(node))).is_err()
+        && (node.contains('/') || Name::new(&format!("consul/token/agent/{}", node_part(node))).is_err())
     {
         bail!("'{node}' is no name of a node");
     }

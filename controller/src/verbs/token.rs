@@ -1,7 +1,7 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Subcommand, ValueEnum};
 use rollcall_engine::{diag::Sources, protocol::TaskResult, secrets::Name};
 use serde_json::{Value, json};
 
@@ -62,13 +62,15 @@ enum Verb {
 }
 
 #[derive(Clone, Debug, ClapArgs)]
+#[group(id = "CreateArgs")]
+#[command(group = ArgGroup::new("rights").required(true).multiple(true).args(["policy", "roles", "management"]))]
 struct Create {
     /// Whose it is, or what it is for: small letters, digits, '-', '_', '.'.
     name: String,
     #[command(flatten)]
     product: OfProduct,
     /// A policy that it has. May be repeated.
-    #[arg(long, value_name = "POLICY", required_unless_present_any = ["roles", "management"])]
+    #[arg(long, value_name = "POLICY")]
     policy: Vec<String>,
     /// A role that it has. May be repeated.
     #[arg(long = "role", value_name = "ROLE")]
