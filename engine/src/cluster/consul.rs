@@ -19,9 +19,11 @@ use crate::{
 };
 
 mod error;
+mod login;
 mod objects;
 
 pub use error::{ApiError, Kind};
+pub use login::{AuthMethod, BindingRule};
 pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
@@ -225,11 +227,15 @@ impl Consul {
 
     fn write(&self, path: &[&str], id: &str, mut body: Value) -> Result<(), ApiError> {
         if id.is_empty() {
-            return self.send(&Call::put(path, &body)).map(drop);
+            return self.put(path, &body);
         }
         body["ID"] = id.into();
         let path: Vec<&str> = path.iter().copied().chain([id]).collect();
-        self.send(&Call::put(&path, &body)).map(drop)
+        self.put(&path, &body)
+    }
+
+    fn put(&self, path: &[&str], body: &Value) -> Result<(), ApiError> {
+        self.send(&Call::put(path, body)).map(drop)
     }
 
     fn delete(&self, path: &[&str]) -> Result<(), ApiError> {
