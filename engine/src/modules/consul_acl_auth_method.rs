@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
-    consul_acl::{self, Object},
     consul_api::{self as api, State, api_args},
     http::Web,
+    object::{self, Object},
     steps::read_text,
 };
 use crate::{
@@ -96,7 +96,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     } else {
         None
     };
-    consul_acl::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
+    object::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
 }
 
 /// Consul's rule for names of methods.
@@ -150,6 +150,8 @@ fn config(args: &Args, cx: &Cx<'_>) -> Result<Result<Map<String, Value>, Plan>, 
 }
 
 impl Object for AuthMethod {
+    type Api = Consul;
+    const PRODUCT: &'static str = "Consul";
     const KIND: &'static str = "auth method";
 
     fn id(&self) -> &str {

@@ -2,9 +2,9 @@
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
-    consul_acl::{self, Object},
     consul_acl_auth_method::check_name,
     consul_api::{self as api, State, api_args},
+    object::{self, Object},
 };
 use crate::{
     choice,
@@ -72,10 +72,12 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             twins: Vec::new(),
         }),
     };
-    consul_acl::plan(format!("{}/{}", args.auth_method, args.name), wanted, (&args.access(), args.wait), cx)
+    object::plan(format!("{}/{}", args.auth_method, args.name), wanted, (&args.access(), args.wait), cx)
 }
 
 impl Object for BindingRule {
+    type Api = Consul;
+    const PRODUCT: &'static str = "Consul";
     const KIND: &'static str = "binding rule";
 
     fn id(&self) -> &str {

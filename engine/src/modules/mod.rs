@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod api;
 mod apt;
 mod archive;
 pub mod args;
@@ -25,7 +26,6 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
-mod consul_acl;
 /// `consul_acl_auth_method`.
 pub mod consul_acl_auth_method;
 /// `consul_acl_binding_rule`.
@@ -63,11 +63,16 @@ pub mod hostname;
 pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_policy`.
+pub mod nomad_acl_policy;
+mod nomad_api;
+mod object;
 /// `package`.
 pub mod package;
 mod place;
 /// `repository`.
 pub mod repository;
+mod rules;
 /// `service`.
 pub mod service;
 /// `set_fact`.
@@ -113,6 +118,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_policy::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,

@@ -57,7 +57,7 @@ pub struct BindingRule {
 impl Consul {
     /// An auth method by its name.
     pub fn auth_method(&self, name: &str) -> Result<Option<AuthMethod>, ApiError> {
-        let found: Option<AuthMethod> = self.found(&["acl", "auth-method", name])?;
+        let found: Option<AuthMethod> = self.0.found(&["acl", "auth-method", name], &[])?;
         Ok(found.map(|method| AuthMethod { exists: true, ..method }))
     }
 
@@ -83,12 +83,12 @@ impl Consul {
 
     /// Takes an auth method away; with it go its rules, and the tokens that it gave.
     pub fn delete_auth_method(&self, name: &str) -> Result<(), ApiError> {
-        self.delete(&["acl", "auth-method", name])
+        self.0.delete(&["acl", "auth-method", name], &[])
     }
 
     /// The rules of a method.
     pub fn binding_rules(&self, method: &str) -> Result<Vec<BindingRule>, ApiError> {
-        self.get(&["acl", "binding-rules"], &[("authmethod", method)])
+        self.0.get(&["acl", "binding-rules"], &[("authmethod", method)])
     }
 
     /// Makes a rule, or changes the one that has the id.
@@ -102,7 +102,7 @@ impl Consul {
 
     /// Takes a rule away.
     pub fn delete_binding_rule(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["acl", "binding-rule", id])
+        self.0.delete(&["acl", "binding-rule", id], &[])
     }
 }
 
