@@ -17,9 +17,11 @@ use crate::{
     secrets::Secret,
 };
 
+mod login;
 mod objects;
 
 pub use super::error::{ApiError, Kind};
+pub use login::{AuthMethod, BindingRule};
 pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
@@ -195,18 +197,25 @@ impl Consul {
 
     fn write(&self, path: &[&str], id: &str, mut body: Value) -> Result<(), ApiError> {
         if id.is_empty() {
-            return self.0.send(&Call::put(path, &body)).map(drop);
+            return self.put(path, &body);
         }
         body["ID"] = id.into();
         let path: Vec<&str> = path.iter().copied().chain([id]).collect();
-        self.0.send(&Call::put(&path, &body)).map(drop)
+        self.put(&path, &body)
+    }
+
+    fn put(&self, path: &[&str], body: &Value) -> Result<(), ApiError> {
+        self.0.send(&Call::put(path, body)).map(drop)
     }
 }
 
 /// What an answer of Consul that is no success means.
 pub(super) fn kind(status: u16, text: &str) -> Kind {
     let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
-    if has(&["bootstrap no longer allowed"]) {
+    if has(&["error checking JWKSURL"]) {
+        // Who signed it does not change by waiting.
+        if has(&["x509:", "error checking JWKSCACert"]) { Kind::Refused } else { Kind::NoKeys }
+    } else if has(&["bootstrap no longer allowed"]) {
         Kind::Bootstrapped
     } else if has(&["must be bootstrapped before"]) {
         Kind::NotBootstrapped

@@ -26,6 +26,10 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
+/// `consul_acl_auth_method`.
+pub mod consul_acl_auth_method;
+/// `consul_acl_binding_rule`.
+pub mod consul_acl_binding_rule;
 /// `consul_acl_bootstrap`.
 pub mod consul_acl_bootstrap;
 /// `consul_acl_policy`.
@@ -98,6 +102,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
     &certificate::DEFINITION,
     &command::DEFINITION,
+    &consul_acl_auth_method::DEFINITION,
+    &consul_acl_binding_rule::DEFINITION,
     &consul_acl_bootstrap::DEFINITION,
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
