@@ -72,24 +72,24 @@ impl fmt::Debug for Ring {
 impl Consul {
     /// All tokens, without their secrets.
     pub fn tokens(&self) -> Result<Vec<Token>, ApiError> {
-        let raw: Vec<RawToken> = self.get(&["acl", "tokens"], &[])?;
+        let raw: Vec<RawToken> = self.0.get(&["acl", "tokens"], &[])?;
         Ok(raw.into_iter().map(|raw| Token { secret: None, ..raw.into() }).collect())
     }
 
     /// The members of the datacenter's ring, as the agent that is asked knows them.
     pub fn members(&self) -> Result<Vec<Member>, ApiError> {
-        self.get(&["agent", "members"], &[])
+        self.0.get(&["agent", "members"], &[])
     }
 
     /// Takes a member away that is not alive: it will not be waited for.
     pub fn force_leave(&self, node: &str) -> Result<(), ApiError> {
         let path = ["agent", "force-leave", node];
-        self.send(&Call { query: &[("prune", "")], ..Call::new(Method::PUT, &path) }).map(drop)
+        self.0.send(&Call { query: &[("prune", "")], ..Call::new(Method::PUT, &path) }).map(drop)
     }
 
     /// The gossip keys of all rings. Every member is asked.
     pub fn keyring(&self) -> Result<Vec<Ring>, ApiError> {
-        self.get(&["operator", "keyring"], &[])
+        self.0.get(&["operator", "keyring"], &[])
     }
 
     /// Gives every member a key besides those it has.
@@ -109,6 +109,6 @@ impl Consul {
 
     fn key(&self, method: Method, key: &Secret) -> Result<(), ApiError> {
         let body = json!({ "Key": key.expose() });
-        self.send(&Call { method, hide: &[key], ..Call::put(&["operator", "keyring"], &body) }).map(drop)
+        self.0.send(&Call { method, hide: &[key], ..Call::put(&["operator", "keyring"], &body) }).map(drop)
     }
 }
