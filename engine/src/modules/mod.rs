@@ -69,11 +69,14 @@ pub mod group;
 /// `hostname`.
 pub mod hostname;
 pub(crate) mod http;
+mod keyring;
 /// `lineinfile`.
 pub mod lineinfile;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
 mod nomad_api;
+/// `nomad_keyring`.
+pub mod nomad_keyring;
 mod object;
 /// `package`.
 pub mod package;
@@ -131,6 +134,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_keyring::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
