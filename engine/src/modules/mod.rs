@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod acl_bootstrap;
 mod api;
 mod apt;
 mod archive;
@@ -72,11 +73,17 @@ pub(crate) mod http;
 mod keyring;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_bootstrap`.
+pub mod nomad_acl_bootstrap;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
+/// `nomad_acl_token`.
+pub mod nomad_acl_token;
 mod nomad_api;
 /// `nomad_keyring`.
 pub mod nomad_keyring;
+/// `nomad_restart`.
+pub mod nomad_restart;
 mod object;
 /// `package`.
 pub mod package;
@@ -133,8 +140,11 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_acl_token::DEFINITION,
     &nomad_keyring::DEFINITION,
+    &nomad_restart::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
