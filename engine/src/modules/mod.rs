@@ -79,6 +79,10 @@ pub mod nomad_acl_bootstrap;
 pub mod nomad_acl_policy;
 /// `nomad_acl_token`.
 pub mod nomad_acl_token;
+/// `nomad_acl_token_rotate`.
+pub mod nomad_acl_token_rotate;
+/// `nomad_acl_tokens`.
+pub mod nomad_acl_tokens;
 mod nomad_api;
 /// `nomad_keyring`.
 pub mod nomad_keyring;
@@ -143,6 +147,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
     &nomad_acl_token::DEFINITION,
+    &nomad_acl_token_rotate::DEFINITION,
+    &nomad_acl_tokens::DEFINITION,
     &nomad_keyring::DEFINITION,
     &nomad_restart::DEFINITION,
     &package::DEFINITION,
