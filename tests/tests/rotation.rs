@@ -229,10 +229,11 @@ impl Nomads {
         let vars = format!("nomad_mirror: {}\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n{NOMAD}", status.mirror, status.subnet);
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &hosts.inventory(&[("nomad_servers", 3)]))
-            .file("group_vars/all.yaml", &vars);
+            .file("group_vars/all.yaml", &vars)
+            .file("servers.yaml", "- hosts: nomad_servers\n  become: true\n  roles: [nomad]\n");
         project.add_settings("cluster: test\n");
         let nomads = Self { hosts, project };
-        nomads.project.controller(["run", "nomad.yaml"]).ok();
+        nomads.project.controller(["run", "servers.yaml"]).ok();
         nomads
     }
 
@@ -259,7 +260,7 @@ impl Nomads {
 
     #[track_caller]
     fn is_silent(&self) {
-        let again = self.project.controller(["run", "nomad.yaml", "--json"]).ok();
+        let again = self.project.controller(["run", "servers.yaml", "--json"]).ok();
         assert_eq!(again.counted("changed") + again.counted("failed"), 0, "{}", again.report());
     }
 }
