@@ -209,11 +209,11 @@ fn round(
     Ok(())
 }
 
-fn seeded(product: Product) {
+fn seeded(product: Product, tell: fn(&str)) {
     let rounds = number("ROLLCALL_TEST_KILLS", 0) + FAULTS.len() as u64;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let seed = number("ROLLCALL_TEST_SEED", clock);
-    println!("ROLLCALL_TEST_SEED={seed}, {rounds} rounds of {}", product.name);
+    tell(&format!("ROLLCALL_TEST_SEED={seed}, {rounds} rounds of {}", product.name));
     let (hosts, project) = prepared(product);
     let mut random = Random(seed);
     let mut failed = Vec::new();
@@ -223,16 +223,16 @@ fn seeded(product: Product) {
             failed.push(format!("round {number}, {fault:?}: {why}"));
         }
     }
-    println!("{} of {rounds} rounds ended with one token", rounds - failed.len() as u64);
+    tell(&format!("{} of {rounds} rounds ended with one token", rounds - failed.len() as u64));
     assert!(failed.is_empty(), "seed {seed}: {} of {rounds} rounds\n\n{}", failed.len(), failed.join("\n\n"));
 }
 
 #[test]
 fn seeded_kills_of_a_racing_bootstrap_leave_one_token_that_all_have() {
-    seeded(CONSUL);
+    seeded(CONSUL, |line| println!("{line}"));
 }
 
 #[test]
 fn seeded_kills_of_nomads_racing_bootstrap_leave_one_token_that_all_have() {
-    seeded(NOMAD);
+    seeded(NOMAD, |line| println!("{line}"));
 }
