@@ -8,12 +8,13 @@ use clap::{Args as ClapArgs, Subcommand};
 use rollcall_engine::{
     diag::Sources,
     secrets::{
-        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, StoreError, open,
+        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, open,
         ownership::{Maker, RESERVED, Rule},
         redact,
     },
 };
 
+use super::operate::told;
 use crate::{
     context::{Context, Wrong},
     exit::Exit,
@@ -135,18 +136,6 @@ fn store(context: &Context) -> anyhow::Result<Arc<dyn SecretStore>> {
         bail!("secrets belong to a cluster, and none is named; hint: put 'cluster: NAME' into rollcall.yaml")
     };
     Ok(open::open(project.store.as_ref(), cluster, &project.root).map_err(Wrong::from)?)
-}
-
-/// A store's error with what to do about it.
-fn told(error: StoreError) -> anyhow::Error {
-    let hint = match &error {
-        StoreError::Unknown { .. } => Some("do the same again: it does no harm if it has happened".to_owned()),
-        other => other.hint().map(str::to_owned),
-    };
-    match hint {
-        Some(hint) => anyhow::anyhow!("{:#}; hint: {hint}", anyhow::Error::new(error)),
-        None => error.into(),
-    }
 }
 
 /// Names of the table are Rollcall's own.
