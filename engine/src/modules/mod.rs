@@ -43,6 +43,11 @@ pub mod consul_kv;
 pub mod copy;
 /// `debug`.
 pub mod debug;
+mod docker;
+/// `docker_container`.
+pub mod docker_container;
+/// `docker_image`.
+pub mod docker_image;
 /// `download`.
 pub mod download;
 /// `fail`.
@@ -101,6 +106,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_kv::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
+    &docker_container::DEFINITION,
+    &docker_image::DEFINITION,
     &download::DEFINITION,
     &fail::DEFINITION,
     &file::DEFINITION,
