@@ -14,7 +14,7 @@ use crate::programs::{Workshop, tool};
 /// The name of our repository's only suite.
 pub(crate) const SUITE: &str = "lab";
 /// What roles and tests install; their dependencies come along.
-const PACKAGES: [&str; 5] = ["jq", "chrony", "logrotate", "unzip", "cron"];
+const PACKAGES: [&str; 6] = ["jq", "chrony", "logrotate", "unzip", "cron", "libfaketime"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Our own package.
 const PROBE: &str = "rollcall-probe";

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use super::consul::{ApiError, Kind, Token};
+use super::error::{ApiError, Kind};
 use crate::secrets::Secret;
 
 /// Between two looks.
@@ -29,13 +29,22 @@ pub trait Cluster {
     /// The call. The secret that the token got.
     fn bootstrap(&mut self, secret: &Secret) -> Result<Secret, ApiError>;
     /// The token of the secret.
-    fn own_token(&mut self, secret: &Secret) -> Result<Token, ApiError>;
+    fn own_token(&mut self, secret: &Secret) -> Result<Holder, ApiError>;
     /// Whether anybody has done it, with whatever secret.
     fn is_bootstrapped(&mut self, secret: &Secret) -> Result<bool, ApiError>;
     /// Time since the beginning.
     fn elapsed(&self) -> Duration;
     /// Waits.
     fn pause(&mut self, time: Duration);
+}
+
+/// A token, as far as the bootstrap asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// What it is called where its secret is not to be told.
+    pub accessor: String,
+    /// It may do everything.
+    pub management: bool,
 }
 
 /// Who did it.
@@ -71,7 +80,7 @@ pub enum BootstrapError {
         accessor: String,
     },
     /// The server chose a secret of its own.
-    #[error("the servers took no notice of our secret: they are older than 1.15")]
+    #[error("the servers took no notice of our secret: they are older than those that do")]
     Ignored,
     /// Somebody is resetting the ACLs.
     #[error("the leader has a file that resets ACLs, with a wrong number")]

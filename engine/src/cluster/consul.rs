@@ -1,98 +1,77 @@
 //! Consul's HTTP API: a thin typed client that blocks. Only the endpoints that are used here.
-//!
-//! A token is sent as a header that is marked sensitive: it is in no address and in no error. Nothing is sent twice by this
-//! layer: whoever calls knows what an answer that was lost means.
-
-use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use reqwest::{Client, Method, Url, header::HeaderValue, redirect};
-use serde::{Deserialize, de::DeserializeOwned};
+use reqwest::Method;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::{
+    api::{Api, BOOTSTRAP_TIMEOUT, Call, Dialect},
+    error::is_lost,
+};
 use crate::{
     modules::{
         Failure,
-        http::{self, Reach, Trust, Web},
+        http::{Trust, Web},
     },
     secrets::Secret,
 };
 
-mod error;
+mod login;
 mod objects;
 
-pub use error::{ApiError, Kind};
+pub use super::error::{ApiError, Kind};
+pub use login::{AuthMethod, BindingRule};
 pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
 use objects::{RawRole, RawToken};
 
-/// For one request: Consul itself looks for a leader for seven seconds before it gives up.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// For the bootstrap, which was seen to take seven seconds and more: an answer that is waited for is worth more than a guess.
-const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(90);
+/// How Consul speaks.
+static DIALECT: Dialect = Dialect { product: "Consul", header: "X-Consul-Token", kind };
 
 /// One agent's API, with a token or without.
 #[derive(Clone, Debug)]
-pub struct Consul {
-    base: Url,
-    client: Client,
-    token: Option<Secret>,
-}
+pub struct Consul(Api);
 
 impl Consul {
     /// A client for an address.
     pub(crate) fn new(url: &Web, trust: Trust, token: Option<Secret>) -> Result<Self, Failure> {
-        if let Some(token) = &token
-            && HeaderValue::from_str(token.expose()).is_err()
-        {
-            return Err(Failure::new("the token holds characters that a header cannot have"));
-        }
-        let reach = Reach { trust, use_proxy: false, environment: Vec::new() };
-        let client = http::client(url, &reach, |builder| {
-            builder
-                .connect_timeout(Duration::from_secs(10))
-                .redirect(redirect::Policy::none())
-                .referer(false)
-                // Each request has a runtime of its own, which a kept connection would not survive.
-                .pool_max_idle_per_host(0)
-                .retry(reqwest::retry::never())
-        })?;
-        Ok(Self { base: url.url().clone(), client, token })
+        Api::new(url, trust, token, &DIALECT).map(Self)
     }
 
     /// The same agent with another token.
     pub fn with(&self, token: &Secret) -> Self {
-        Self { token: Some(token.clone()), ..self.clone() }
+        Self(self.0.with(Some(token)))
     }
 
     /// The token that is sent.
     pub fn token(&self) -> Option<&Secret> {
-        self.token.as_ref()
+        self.0.token()
     }
 
     /// The leader's address; empty where there is none. Needs no token.
     pub fn leader(&self) -> Result<String, ApiError> {
-        self.get(&["status", "leader"], &[])
+        self.0.get(&["status", "leader"], &[])
     }
 
     /// Addresses of the servers that vote. Needs no token.
     pub fn peers(&self) -> Result<Vec<String>, ApiError> {
-        self.get(&["status", "peers"], &[])
+        self.0.get(&["status", "peers"], &[])
     }
 
     /// Bootstraps with a secret of one's own. The secret that the token got: servers before 1.15 choose one themselves.
     pub fn bootstrap(&self, secret: &Secret) -> Result<Secret, ApiError> {
         let body = json!({ "BootstrapSecret": secret.expose() });
         let call = Call { timeout: BOOTSTRAP_TIMEOUT, hide: &[secret], ..Call::put(&["acl", "bootstrap"], &body) };
-        let token: RawToken = self.read(&call)?;
+        let token: RawToken = self.0.read(&call)?;
         Ok(Secret::new(token.secret_id))
     }
 
     /// The token that is sent. `stale`: as the server that answers knows it.
     pub fn own_token(&self, stale: bool) -> Result<Token, ApiError> {
         let query: &[(&str, &str)] = if stale { &[("stale", "")] } else { &[] };
-        match self.get::<RawToken>(&["acl", "token", "self"], query) {
+        match self.0.get::<RawToken>(&["acl", "token", "self"], query) {
             Ok(token) => Ok(token.into()),
             // Of its own token that is what it says.
             Err(error) if error.kind == Kind::NotFound => Err(ApiError { kind: Kind::UnknownToken, ..error }),
@@ -102,7 +81,7 @@ impl Consul {
 
     /// Whether the bootstrap has been done, by the answer that a token gets which nobody knows, or everybody.
     pub fn is_bootstrapped(&self) -> Result<bool, ApiError> {
-        match self.get::<Value>(&["acl", "policies"], &[]) {
+        match self.0.get::<Value>(&["acl", "policies"], &[]) {
             Err(error) if error.kind == Kind::NotBootstrapped => Ok(false),
             Err(error) if !matches!(error.kind, Kind::UnknownToken | Kind::Denied) => Err(error),
             _ => Ok(true),
@@ -111,7 +90,7 @@ impl Consul {
 
     /// A token by its accessor.
     pub fn acl_token(&self, accessor: &str) -> Result<Option<Token>, ApiError> {
-        let found: Option<RawToken> = self.found(&["acl", "token", accessor])?;
+        let found: Option<RawToken> = self.0.found(&["acl", "token", accessor], &[])?;
         Ok(found.map(Token::from))
     }
 
@@ -121,23 +100,23 @@ impl Consul {
         let secret = token.secret.clone().unwrap_or_else(|| Secret::new(""));
         body.insert("SecretID".into(), secret.expose().into());
         let body = Value::Object(body);
-        self.send(&Call { hide: &[&secret], ..Call::put(&["acl", "token"], &body) }).map(drop)
+        self.0.send(&Call { hide: &[&secret], ..Call::put(&["acl", "token"], &body) }).map(drop)
     }
 
     /// Gives a token another description and other rights. Its secret and where it is known cannot be changed.
     pub fn update_token(&self, token: &Token) -> Result<(), ApiError> {
         let body = Value::Object(token.body());
-        self.send(&Call::put(&["acl", "token", &token.accessor], &body)).map(drop)
+        self.0.send(&Call::put(&["acl", "token", &token.accessor], &body)).map(drop)
     }
 
     /// Takes a token away.
     pub fn delete_token(&self, accessor: &str) -> Result<(), ApiError> {
-        self.delete(&["acl", "token", accessor])
+        self.0.delete(&["acl", "token", accessor], &[])
     }
 
     /// A policy by its name.
     pub fn policy(&self, name: &str) -> Result<Option<Policy>, ApiError> {
-        self.found(&["acl", "policy", "name", name])
+        self.0.found(&["acl", "policy", "name", name], &[])
     }
 
     /// Makes a policy, or changes the one that has the id.
@@ -151,12 +130,12 @@ impl Consul {
 
     /// Takes a policy away.
     pub fn delete_policy(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["acl", "policy", id])
+        self.0.delete(&["acl", "policy", id], &[])
     }
 
     /// A role by its name.
     pub fn role(&self, name: &str) -> Result<Option<Role>, ApiError> {
-        let found: Option<RawRole> = self.found(&["acl", "role", "name", name])?;
+        let found: Option<RawRole> = self.0.found(&["acl", "role", "name", name], &[])?;
         Ok(found.map(Role::from))
     }
 
@@ -171,13 +150,13 @@ impl Consul {
 
     /// Takes a role away.
     pub fn delete_role(&self, id: &str) -> Result<(), ApiError> {
-        self.delete(&["acl", "role", id])
+        self.0.delete(&["acl", "role", id], &[])
     }
 
     /// Gives the agent a token to use.
     pub fn give_agent(&self, name: &str, token: &Secret) -> Result<(), ApiError> {
         let body = json!({ "Token": token.expose() });
-        self.send(&Call { hide: &[token], ..Call::put(&["agent", "token", name], &body) }).map(drop)
+        self.0.send(&Call { hide: &[token], ..Call::put(&["agent", "token", name], &body) }).map(drop)
     }
 
     /// A value of the key-value store.
@@ -189,7 +168,7 @@ impl Consul {
             flags: u64,
             modify_index: u64,
         }
-        let found: Option<Vec<Raw>> = self.found(&kv_path(key))?;
+        let found: Option<Vec<Raw>> = self.0.found(&kv_path(key), &[])?;
         let Some(raw) = found.and_then(|list| list.into_iter().next()) else { return Ok(None) };
         let value = STANDARD.decode(raw.value.unwrap_or_default()).map_err(|_| ApiError {
             kind: Kind::Refused,
@@ -206,141 +185,60 @@ impl Consul {
         let path = kv_path(key);
         let shown = Secret::new(String::from_utf8_lossy(value).into_owned());
         let hide = [&shown];
-        let call = Call {
-            method: Method::PUT,
-            path: &path,
-            query: &query,
-            body: Some(value.to_vec()),
-            timeout: TIMEOUT,
-            hide: &hide,
-        };
-        self.read(&call)
+        let call = Call { query: &query, body: Some(value.to_vec()), hide: &hide, ..Call::new(Method::PUT, &path) };
+        self.0.read(&call)
     }
 
     /// Takes a value away if the key's index is still this. False: it is another.
     pub fn delete_kv(&self, key: &str, index: u64) -> Result<bool, ApiError> {
         let index = index.to_string();
-        self.read(&Call { query: &[("cas", &index)], ..Call::new(Method::DELETE, &kv_path(key)) })
+        self.0.read(&Call { query: &[("cas", &index)], ..Call::new(Method::DELETE, &kv_path(key)) })
     }
 
     fn write(&self, path: &[&str], id: &str, mut body: Value) -> Result<(), ApiError> {
         if id.is_empty() {
-            return self.send(&Call::put(path, &body)).map(drop);
+            return self.put(path, &body);
         }
         body["ID"] = id.into();
         let path: Vec<&str> = path.iter().copied().chain([id]).collect();
-        self.send(&Call::put(&path, &body)).map(drop)
+        self.put(&path, &body)
     }
 
-    fn delete(&self, path: &[&str]) -> Result<(), ApiError> {
-        match self.send(&Call::new(Method::DELETE, path)) {
-            Err(error) if error.kind != Kind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)]) -> Result<T, ApiError> {
-        self.read(&Call { query, ..Call::new(Method::GET, path) })
-    }
-
-    /// `None` where there is no such thing.
-    fn found<T: DeserializeOwned>(&self, path: &[&str]) -> Result<Option<T>, ApiError> {
-        match self.get(path, &[]) {
-            Ok(value) => Ok(Some(value)),
-            Err(error) if error.kind == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn read<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, ApiError> {
-        let body = self.send(call)?;
-        // The parser's error may quote the answer, which may hold a secret.
-        serde_json::from_slice(&body).map_err(|e| ApiError {
-            kind: Kind::Lost,
-            call: self.shown(call),
-            said: format!("the answer is not what Consul gives (line {}, column {})", e.line(), e.column()),
-        })
-    }
-
-    fn send(&self, call: &Call<'_>) -> Result<Vec<u8>, ApiError> {
-        let failed = |kind, said: String| ApiError { kind, call: self.shown(call), said };
-        let mut request = self.client.request(call.method.clone(), self.address(call)).timeout(call.timeout);
-        if let Some(token) = &self.token
-            && let Ok(mut value) = HeaderValue::from_str(token.expose())
-        {
-            value.set_sensitive(true);
-            request = request.header("X-Consul-Token", value);
-        }
-        if let Some(body) = &call.body {
-            request = request.body(body.clone());
-        }
-        let work = async {
-            let answer = request.send().await?;
-            let status = answer.status().as_u16();
-            Ok::<_, reqwest::Error>((status, answer.bytes().await?.to_vec()))
-        };
-        let answer = http::block_on(work).map_err(|failure| failed(Kind::Unreachable, failure.message))?;
-        let (status, body) = answer.map_err(|error| {
-            let kind = if error.is_connect() || error.is_builder() { Kind::Unreachable } else { Kind::Lost };
-            failed(kind, http::reason(error, call.timeout))
-        })?;
-        if (200..300).contains(&status) {
-            return Ok(body);
-        }
-        let text = String::from_utf8_lossy(&body).into_owned();
-        let kind = Kind::of(status, &text);
-        let mut said = text;
-        for secret in self.token.iter().chain(call.hide.iter().copied()) {
-            if !secret.expose().is_empty() {
-                said = said.replace(secret.expose(), "…");
-            }
-        }
-        let said: String = said.trim().chars().take(300).collect();
-        Err(failed(kind, if said.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {said}") }))
-    }
-
-    fn address(&self, call: &Call<'_>) -> Url {
-        let mut url = self.base.clone();
-        url.set_query(None);
-        url.set_fragment(None);
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments.pop_if_empty().push("v1").extend(call.path);
-        }
-        for (name, value) in call.query {
-            if value.is_empty() {
-                url.query_pairs_mut().append_key_only(name);
-            } else {
-                url.query_pairs_mut().append_pair(name, value);
-            }
-        }
-        url
-    }
-
-    fn shown(&self, call: &Call<'_>) -> String {
-        let mut url = self.address(call);
-        url.set_query(None);
-        format!("{} {}", call.method, http::shown(&url))
+    fn put(&self, path: &[&str], body: &Value) -> Result<(), ApiError> {
+        self.0.send(&Call::put(path, body)).map(drop)
     }
 }
 
-/// One request.
-struct Call<'a> {
-    method: Method,
-    path: &'a [&'a str],
-    query: &'a [(&'a str, &'a str)],
-    body: Option<Vec<u8>>,
-    timeout: Duration,
-    /// What its errors must not tell.
-    hide: &'a [&'a Secret],
-}
-
-impl<'a> Call<'a> {
-    fn new(method: Method, path: &'a [&'a str]) -> Self {
-        Self { method, path, query: &[], body: None, timeout: TIMEOUT, hide: &[] }
-    }
-
-    fn put(path: &'a [&'a str], body: &Value) -> Self {
-        Self { body: Some(body.to_string().into_bytes()), ..Self::new(Method::PUT, path) }
+/// What an answer of Consul that is no success means.
+pub(super) fn kind(status: u16, text: &str) -> Kind {
+    let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
+    if has(&["error checking JWKSURL"]) {
+        // Who signed it does not change by waiting.
+        if has(&["x509:", "error checking JWKSCACert"]) { Kind::Refused } else { Kind::NoKeys }
+    } else if has(&["bootstrap no longer allowed"]) {
+        Kind::Bootstrapped
+    } else if has(&["must be bootstrapped before"]) {
+        Kind::NotBootstrapped
+    } else if has(&["bootstrap reset index"]) {
+        Kind::ResetFile
+    } else if has(&["ACL support disabled"]) {
+        if has(&["rpc error"]) { Kind::AclOffElsewhere } else { Kind::AclOff }
+    } else if has(&["is already in use", "already exists"]) {
+        Kind::InUse
+    } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter"]) {
+        Kind::NoLeader
+    } else if status == 404 || has(&["token does not exist"]) {
+        Kind::NotFound
+    } else if has(&["ACL not found"]) {
+        Kind::UnknownToken
+    } else if status == 429 || has(&["try again later"]) {
+        Kind::Busy
+    } else if is_lost(status, text) {
+        Kind::Lost
+    } else if status == 403 {
+        Kind::Denied
+    } else {
+        Kind::Refused
     }
 }
 

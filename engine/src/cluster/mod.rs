@@ -5,12 +5,17 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::{modules::http, playbook::model::Gate, secrets::Secret};
-use consul::Kind;
+use error::Kind;
 
-/// Bootstrapping Consul's ACLs.
+mod api;
+/// Bootstrapping ACLs.
 pub mod bootstrap;
 /// Consul's HTTP API.
 pub mod consul;
+/// What answers mean that are no success.
+pub mod error;
+/// Nomad's HTTP API.
+pub mod nomad;
 
 /// Between two polls.
 const POLL: Duration = Duration::from_millis(500);
@@ -262,7 +267,7 @@ async fn get(
     let text = String::from_utf8_lossy(&body);
     let said: String = text.trim().chars().take(200).collect();
     let why = format!("{path}: HTTP {}: {said}", status.as_u16());
-    Err(Missing { why, here: true, kind: Some(Kind::of(status.as_u16(), &text)) })
+    Err(Missing { why, here: true, kind: Some(consul::kind(status.as_u16(), &text)) })
 }
 
 #[cfg(test)]

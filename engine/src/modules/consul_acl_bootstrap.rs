@@ -18,8 +18,8 @@ use super::{
 use crate::{
     args,
     cluster::{
-        bootstrap::{self, BootstrapError, Cluster, Done, Limits},
-        consul::{ApiError, Consul, Kind, Token},
+        bootstrap::{self, BootstrapError, Cluster, Done, Holder, Limits},
+        consul::{ApiError, Consul, Kind},
     },
     secrets::{
         Name, Secret,
@@ -261,8 +261,9 @@ impl Cluster for Real {
     fn bootstrap(&mut self, secret: &Secret) -> Result<Secret, ApiError> {
         self.consul.bootstrap(secret)
     }
-    fn own_token(&mut self, secret: &Secret) -> Result<Token, ApiError> {
-        self.consul.with(secret).own_token(false)
+    fn own_token(&mut self, secret: &Secret) -> Result<Holder, ApiError> {
+        let token = self.consul.with(secret).own_token(false)?;
+        Ok(Holder { accessor: token.accessor, management: token.management })
     }
     fn is_bootstrapped(&mut self, secret: &Secret) -> Result<bool, ApiError> {
         self.consul.with(secret).is_bootstrapped()

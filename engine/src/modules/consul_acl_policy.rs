@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::{
     Cx, Definition, Failure, FreeForm, FromArg, Invocation, Needs, Plan,
-    consul_acl::{self, Object},
     consul_api::{self as api, State, api_args},
+    object::{self, Object},
+    rules,
 };
 use crate::cluster::consul::{ApiError, Consul, Policy};
 
@@ -33,27 +34,10 @@ pub struct Rules(String);
 
 impl FromArg for Rules {
     fn kind() -> String {
-        "rules: a text or a mapping".into()
+        rules::KIND.into()
     }
     fn from_arg(value: &Value) -> Result<Self, String> {
-        match value {
-            Value::String(text) => {
-                let names = if text.trim_start().starts_with('{') {
-                    let map: serde_json::Map<String, Value> =
-                        serde_json::from_str(text).map_err(|e| format!("the rules are no JSON: {e}"))?;
-                    map.keys().cloned().collect()
-                } else {
-                    hcl_names(text)?
-                };
-                known(&names)?;
-                Ok(Self(text.clone()))
-            }
-            Value::Object(map) => {
-                known(&map.keys().cloned().collect::<Vec<_>>())?;
-                Ok(Self(value.to_string()))
-            }
-            _ => Err(super::args::expected::<Self>(value)),
-        }
+        rules::read(value, RESOURCES, "Consul").map(Self)
     }
 }
 
@@ -86,68 +70,6 @@ const RESOURCES: &[&str] = &[
     "session_prefix",
 ];
 
-fn known(names: &[String]) -> Result<(), String> {
-    match names.iter().find(|name| !RESOURCES.contains(&name.as_str())) {
-        None => Ok(()),
-        Some(name) => {
-            let near = crate::diag::nearest(name, RESOURCES.iter().copied());
-            let near = near.map(|near| format!(" (did you mean '{near}'?)")).unwrap_or_default();
-            Err(format!("rules cannot be about '{name}'{near}: Consul would take it, and allow nothing"))
-        }
-    }
-}
-
-/// The names at the outermost level of a text in HCL.
-fn hcl_names(text: &str) -> Result<Vec<String>, String> {
-    let mut names = Vec::new();
-    let mut depth = 0_usize;
-    let mut rest = text.char_indices().peekable();
-    // After `=` stands a value, not a name.
-    let mut value = false;
-    while let Some((at, c)) = rest.next() {
-        let line = || text[..at].matches('\n').count() + 1;
-        match c {
-            '#' => while rest.next_if(|(_, c)| *c != '\n').is_some() {},
-            '/' if rest.next_if(|(_, c)| *c == '/').is_some() => while rest.next_if(|(_, c)| *c != '\n').is_some() {},
-            '/' if rest.next_if(|(_, c)| *c == '*').is_some() => {
-                let mut star = false;
-                if !rest.any(|(_, c)| std::mem::replace(&mut star, c == '*') && c == '/') {
-                    return Err(format!("line {}: a comment does not end", line()));
-                }
-            }
-            '"' => {
-                let mut escaped = false;
-                let ended = rest.any(|(_, c)| {
-                    let ends = c == '"' && !escaped;
-                    escaped = c == '\\' && !escaped;
-                    ends
-                });
-                if !ended {
-                    return Err(format!("line {}: a quoted text does not end", line()));
-                }
-                value = false;
-            }
-            '{' | '[' => (depth, value) = (depth + 1, false),
-            '}' | ']' => {
-                depth = depth.checked_sub(1).ok_or_else(|| format!("line {}: '{c}' closes nothing", line()))?;
-            }
-            '=' => value = true,
-            '\n' => value = false,
-            c if c.is_ascii_alphabetic() || c == '_' => {
-                let mut word = String::from(c);
-                while let Some((_, c)) = rest.next_if(|(_, c)| c.is_ascii_alphanumeric() || *c == '_' || *c == '-') {
-                    word.push(c);
-                }
-                if depth == 0 && !value {
-                    names.push(word);
-                }
-            }
-            _ => {}
-        }
-    }
-    if depth > 0 { Err("a '{' is not closed".into()) } else { Ok(names) }
-}
-
 /// The module.
 pub const DEFINITION: Definition = Definition {
     name: "consul_acl_policy",
@@ -174,10 +96,12 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }),
         (State::Absent, _) => None,
     };
-    consul_acl::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
+    object::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
 }
 
 impl Object for Policy {
+    type Api = Consul;
+    const PRODUCT: &'static str = "Consul";
     const KIND: &'static str = "policy";
 
     fn id(&self) -> &str {

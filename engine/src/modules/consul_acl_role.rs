@@ -2,8 +2,8 @@
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
-    consul_acl::{self, Object},
     consul_api::{self as api, State, api_args},
+    object::{self, Object},
 };
 use crate::cluster::consul::{ApiError, Consul, NodeIdentity, Rights, Role, ServiceIdentity, TemplatedPolicy};
 
@@ -54,10 +54,12 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             ..Rights::default()
         },
     });
-    consul_acl::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
+    object::plan(args.name.clone(), wanted, (&args.access(), args.wait), cx)
 }
 
 impl Object for Role {
+    type Api = Consul;
+    const PRODUCT: &'static str = "Consul";
     const KIND: &'static str = "role";
 
     fn id(&self) -> &str {

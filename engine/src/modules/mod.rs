@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod api;
 mod apt;
 mod archive;
 pub mod args;
@@ -25,7 +26,10 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
-mod consul_acl;
+/// `consul_acl_auth_method`.
+pub mod consul_acl_auth_method;
+/// `consul_acl_binding_rule`.
+pub mod consul_acl_binding_rule;
 /// `consul_acl_bootstrap`.
 pub mod consul_acl_bootstrap;
 /// `consul_acl_policy`.
@@ -64,11 +68,16 @@ pub mod hostname;
 pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_policy`.
+pub mod nomad_acl_policy;
+mod nomad_api;
+mod object;
 /// `package`.
 pub mod package;
 mod place;
 /// `repository`.
 pub mod repository;
+mod rules;
 /// `service`.
 pub mod service;
 /// `set_fact`.
@@ -98,6 +107,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
     &certificate::DEFINITION,
     &command::DEFINITION,
+    &consul_acl_auth_method::DEFINITION,
+    &consul_acl_binding_rule::DEFINITION,
     &consul_acl_bootstrap::DEFINITION,
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
@@ -114,6 +125,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_policy::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,

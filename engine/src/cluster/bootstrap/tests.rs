@@ -4,15 +4,8 @@ fn error(kind: Kind) -> ApiError {
     ApiError { kind, call: "PUT http://127.0.0.1:8500/v1/acl/bootstrap".into(), said: format!("{kind:?}") }
 }
 
-fn token(management: bool) -> Token {
-    Token {
-        accessor: "accessor".into(),
-        secret: None,
-        description: String::new(),
-        management,
-        local: false,
-        rights: crate::cluster::consul::Rights::default(),
-    }
+fn token(management: bool) -> Holder {
+    Holder { accessor: "accessor".into(), management }
 }
 
 /// What the next call of the bootstrap meets.
@@ -118,7 +111,7 @@ impl Cluster for Fake {
             }
         }
     }
-    fn own_token(&mut self, secret: &Secret) -> Result<Token, ApiError> {
+    fn own_token(&mut self, secret: &Secret) -> Result<Holder, ApiError> {
         self.settle();
         if !self.looks.is_empty() {
             return Err(error(self.looks.remove(0)));

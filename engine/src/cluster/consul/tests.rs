@@ -12,7 +12,7 @@ fn client(server: &Server, token: Option<&str>) -> Consul {
 
 #[test]
 fn answers_are_told_apart_by_their_text() {
-    for (status, text, kind) in [
+    for (status, text, expected) in [
         (403, "Permission denied: ACL bootstrap no longer allowed (reset index: 21)", Kind::Bootstrapped),
         (403, "Permission denied: rpc error making call: ACL bootstrap no longer allowed", Kind::Bootstrapped),
         (
@@ -43,7 +43,7 @@ fn answers_are_told_apart_by_their_text() {
         ),
         (500, "No such ACL policy with name \"nope\"", Kind::Refused),
     ] {
-        assert_eq!(Kind::of(status, text), kind, "{text}");
+        assert_eq!(super::kind(status, text), expected, "{text}");
     }
 }
 

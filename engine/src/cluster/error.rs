@@ -1,8 +1,8 @@
-//! What an answer of Consul means that is no success.
+//! What an answer of Consul or Nomad means that is no success.
 
 use crate::modules::Failure;
 
-/// What kind of refusal an answer is, by its text: codes differ between versions.
+/// What kind of refusal an answer is, by its text: codes differ between versions and products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// No connection: it was not sent.
@@ -31,44 +31,19 @@ pub enum Kind {
     NotFound,
     /// The name or the id is in use.
     InUse,
+    /// Consul could not fetch the keys of an auth method.
+    NoKeys,
     /// Anything else.
     Refused,
 }
 
 impl Kind {
-    /// What an answer that is no success means.
-    pub fn of(status: u16, text: &str) -> Self {
-        let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
-        if has(&["bootstrap no longer allowed"]) {
-            Self::Bootstrapped
-        } else if has(&["must be bootstrapped before"]) {
-            Self::NotBootstrapped
-        } else if has(&["bootstrap reset index"]) {
-            Self::ResetFile
-        } else if has(&["ACL support disabled"]) {
-            if has(&["rpc error"]) { Self::AclOffElsewhere } else { Self::AclOff }
-        } else if has(&["is already in use", "already exists"]) {
-            Self::InUse
-        } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter"]) {
-            Self::NoLeader
-        } else if status == 404 || has(&["token does not exist"]) {
-            Self::NotFound
-        } else if has(&["ACL not found"]) {
-            Self::UnknownToken
-        } else if status == 429 || has(&["try again later"]) {
-            Self::Busy
-        } else if has(LOST) || matches!(status, 502..=504) {
-            Self::Lost
-        } else if status == 403 {
-            Self::Denied
-        } else {
-            Self::Refused
-        }
-    }
-
     /// Asking again, with the same values, may help.
     pub fn is_passing(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere)
+        matches!(
+            self,
+            Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere | Self::NoKeys
+        )
     }
 
     /// A cluster that is only being formed, or whose ACLs are being turned on, answers so for a while.
@@ -77,7 +52,12 @@ impl Kind {
     }
 }
 
-/// Texts of answers after which nobody knows: a server, or the way to it, was lost on the way.
+/// Whether an answer is one after which nobody knows: a server, or the way to it, was lost on the way.
+pub(super) fn is_lost(status: u16, text: &str) -> bool {
+    LOST.iter().any(|part| text.contains(part)) || matches!(status, 502..=504)
+}
+
+/// Texts of such answers.
 const LOST: &[&str] = &[
     "EOF",
     "connection reset",
@@ -88,6 +68,8 @@ const LOST: &[&str] = &[
     "session shutdown",
     "rpc error getting client",
     "No known Consul servers",
+    "no known servers",
+    "failed to get conn",
     "leadership lost",
     "leadership transfer in progress",
     "not the leader",
@@ -105,7 +87,7 @@ pub struct ApiError {
     pub kind: Kind,
     /// Method and address.
     pub call: String,
-    /// What Consul or the connection said. Secrets of the call are taken out.
+    /// What the product or the connection said. Secrets of the call are taken out.
     pub said: String,
 }
 
@@ -117,6 +99,13 @@ impl From<ApiError> for Failure {
                 failure.hint("ACLs are off: set `acl: {enabled: true}` in the configuration of all servers")
             }
             Kind::UnknownToken => failure.hint("the cluster does not know the token that was sent"),
+            Kind::NoKeys => failure.hint(
+                "Consul's servers fetch the keys from that address themselves: it must be reachable from them, under that name",
+            ),
+            _ if failure.message.contains("error checking JWKSURL") => failure.hint(
+                "Consul's servers do not trust who signed the certificate of that address: name the authority (jwks_ca_file), and an \
+                 address that the certificate is for",
+            ),
             Kind::NotBootstrapped => failure.hint("run consul_acl_bootstrap on the servers first"),
             _ => failure,
         }

@@ -1,24 +1,32 @@
-//! What Consul's ACLs know by a name, policies and roles, brought to what it should be.
+//! What a product knows by a name, such as policies and roles, brought to what it should be.
 
 use std::time::Duration;
 
 use super::{
     Cx, Failure, Outcome, Plan,
-    consul_api::{self as api, Access, Act, Opened},
+    api::{self, Access, Act, Client, Opened},
 };
-use crate::cluster::consul::{ApiError, Consul};
+use crate::cluster::error::ApiError;
 
 /// A policy or a role.
 pub(super) trait Object: Clone + Send + 'static {
+    /// Who is asked.
+    type Api: Client + Send + 'static;
+    /// Whose it is: `Consul`.
+    const PRODUCT: &'static str;
     /// What messages call it: `policy`.
     const KIND: &'static str;
-    /// Its id; empty before it is made.
-    fn id(&self) -> &str;
+    /// Its id; empty before it is made, and where its name is all that it is known by.
+    fn id(&self) -> &str {
+        ""
+    }
     /// The same with an id.
-    fn with_id(self, id: String) -> Self;
+    fn with_id(self, _: String) -> Self {
+        self
+    }
     /// Its description, which says whose it is.
     fn description(&self) -> &str;
-    /// Consul's own, which cannot be changed.
+    /// The product's own, which cannot be changed.
     fn is_builtin(&self) -> bool {
         false
     }
@@ -27,11 +35,11 @@ pub(super) trait Object: Clone + Send + 'static {
     /// What differences show.
     fn lines(&self) -> String;
     /// The one of a name.
-    fn find(consul: &Consul, name: &str) -> Result<Option<Self>, ApiError>;
+    fn find(api: &Self::Api, name: &str) -> Result<Option<Self>, ApiError>;
     /// Makes it, or changes the one that has its id.
-    fn write(&self, consul: &Consul) -> Result<(), ApiError>;
+    fn write(&self, api: &Self::Api) -> Result<(), ApiError>;
     /// Removes it.
-    fn delete(&self, consul: &Consul) -> Result<(), ApiError>;
+    fn delete(&self, api: &Self::Api) -> Result<(), ApiError>;
 }
 
 /// The plan that leads to `wanted`; `None`: it is not to be there.
@@ -41,17 +49,17 @@ pub(super) fn plan<T: Object>(
     (access, wait): (&Access<'_>, Duration),
     cx: &Cx<'_>,
 ) -> Result<Plan, Failure> {
-    let consul = match api::open(access, cx)? {
-        Opened::Client(consul) => *consul,
+    let client = match api::open::<T::Api>(access, cx)? {
+        Opened::Client(client) => *client,
         Opened::Later(plan) => return Ok(plan),
     };
-    let found = match api::first_look(wait, cx, || T::find(&consul, &name)) {
+    let found = match api::first_look(wait, cx, || T::find(&client, &name)) {
         Ok(found) => found?,
         Err(plan) => return Ok(plan),
     };
     if let Some(found) = &found {
         if found.is_builtin() {
-            return Err(Failure::new(format!("{} '{name}' is Consul's own and cannot be changed", T::KIND)));
+            return Err(Failure::new(format!("{} '{name}' is {}'s own and cannot be changed", T::KIND, T::PRODUCT)));
         }
         if wanted.is_none() && !api::is_ours(found.description()) {
             return Err(api::not_ours(&format!("{} '{name}'", T::KIND)));
@@ -61,22 +69,26 @@ pub(super) fn plan<T: Object>(
         return Ok(Plan::Unchanged(told(Outcome::unchanged(), found.as_ref())));
     }
     let lines = |object: Option<&T>| object.map_or_else(String::new, T::lines);
-    let diff = api::diff(format!("consul {} {name}", T::KIND), &lines(found.as_ref()), &lines(wanted.as_ref()));
+    let diff = api::diff(
+        format!("{} {} {name}", T::PRODUCT.to_lowercase(), T::KIND),
+        &lines(found.as_ref()),
+        &lines(wanted.as_ref()),
+    );
     let planned = told(Outcome::changed(), found.as_ref());
-    Ok(Act::plan(diff, planned, move |_| write(&consul, &name, wanted.as_ref(), wait)))
+    Ok(Act::plan(diff, planned, move |_| write(&client, &name, wanted.as_ref(), wait)))
 }
 
-fn write<T: Object>(consul: &Consul, name: &str, wanted: Option<&T>, wait: Duration) -> Result<Outcome, Failure> {
+fn write<T: Object>(client: &T::Api, name: &str, wanted: Option<&T>, wait: Duration) -> Result<Outcome, Failure> {
     let settled = api::settle(
         wait,
-        || T::find(consul, name),
+        || T::find(client, name),
         |found| same(found, wanted),
         |found| match (wanted, found) {
             (Some(wanted), found) => {
                 let id = found.map(|found| found.id().to_owned()).unwrap_or_default();
-                wanted.clone().with_id(id).write(consul)
+                wanted.clone().with_id(id).write(client)
             }
-            (None, Some(found)) => found.delete(consul),
+            (None, Some(found)) => found.delete(client),
             (None, None) => Ok(()),
         },
     )?;
@@ -85,8 +97,8 @@ fn write<T: Object>(consul: &Consul, name: &str, wanted: Option<&T>, wait: Durat
 
 fn told<T: Object>(outcome: Outcome, object: Option<&T>) -> Outcome {
     match object {
-        Some(object) => outcome.with("id", object.id()),
-        None => outcome,
+        Some(object) if !object.id().is_empty() => outcome.with("id", object.id()),
+        _ => outcome,
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{cell::Cell, collections::BTreeSet, sync::Arc};
+use std::{cell::Cell, sync::Arc};
 
 use serde_json::json;
 
@@ -56,23 +56,6 @@ fn a_wrong_value_is_not_shown() {
     assert!(!format!("{:?}", Hidden::from_arg(&json!("hunter2")).unwrap()).contains("hunter2"));
     assert!(SecretName::from_arg(&json!("../x")).unwrap_err().contains("is no name of a secret"));
     assert_eq!(url("http://127.0.0.1:8500").shown(), "http://127.0.0.1:8500/");
-}
-
-#[test]
-fn identities_are_names_or_mappings() {
-    let service = ServiceIdentity::from_arg(&json!({"name": "web", "datacenters": ["b", "a"]})).unwrap();
-    assert_eq!((service.service_name.as_str(), service.datacenters.len()), ("web", 2));
-    assert_eq!(ServiceIdentity::from_arg(&json!("web")).unwrap().datacenters, BTreeSet::new());
-    let dns = TemplatedPolicy::from_arg(&json!("builtin/dns")).unwrap();
-    assert_eq!((dns.template_name.as_str(), dns.template_variables), ("builtin/dns", None));
-    for (found, why) in [
-        (NodeIdentity::from_arg(&json!("n")).unwrap_err(), "needs a 'datacenter'"),
-        (NodeIdentity::from_arg(&json!({"name": "n", "datacentre": "x"})).unwrap_err(), "did you mean 'datacenter'"),
-        (ServiceIdentity::from_arg(&json!({"datacenters": "x"})).unwrap_err(), "needs a 'name'"),
-        (TemplatedPolicy::from_arg(&json!(3)).unwrap_err(), "a name or a mapping of template"),
-    ] {
-        assert!(found.contains(why), "{found}");
-    }
 }
 
 #[test]
