@@ -24,6 +24,9 @@ const SITE: &str = r#"
 "#;
 const SECRET: &str = "planted-4711-greeter";
 
+/// No registry can be reached.
+const OFFLINE: &str = "nomad_plugins: {docker: {config: {infra_image: \"pause:v0.1\", gc: {image: false}}}}\n";
+
 struct Hosts {
     hosts: Borrowed,
     project: Project,
@@ -180,6 +183,7 @@ fn containers_outlive_every_change_of_their_engine() {
 #[test]
 fn workloads_from_files_run_in_nomad_on_bridges() {
     let hosts = Hosts::borrow(3, 1);
+    hosts.configure(OFFLINE);
     hosts.run("docker.yaml", []).ok();
     hosts.run("nomad.yaml", []).ok();
     hosts.run("workloads.yaml", []).ok();
@@ -196,13 +200,13 @@ fn workloads_from_files_run_in_nomad_on_bridges() {
     }
 
     let jobs = rollcall_tests::root().join("roles/workloads/files/jobs");
-    let submit = |name: &str| {
+    let submit = |name: &str, more: &str| {
         let text = std::fs::read_to_string(jobs.join(format!("{name}.nomad.hcl"))).expect("it can be read");
-        let line = format!("cat > /tmp/{name}.hcl <<'JOB'\n{text}\nJOB\nnomad job run -detach -var provider=nomad /tmp/{name}.hcl");
+        let line = format!("cat > /tmp/{name}.hcl <<'JOB'\n{text}\nJOB\nnomad job run -detach -var provider=nomad {more} /tmp/{name}.hcl");
         hosts.root(0, &line);
     };
-    submit("web-service");
-    submit("final-app");
+    submit("web-service", "");
+    submit("final-app", "-var network=bridge");
     let services = |name: &str, count: usize| -> Vec<Value> {
         let deadline = Instant::now() + Duration::from_mins(2);
         loop {
@@ -260,7 +264,7 @@ job "greedy" {
     // Tasks go on while the engine below them restarts.
     let pids = |host: usize| hosts.root(host, "docker ps --quiet | xargs docker inspect --format '{{.State.Pid}}' | sort");
     let before = (pids(1), pids(2));
-    hosts.configure("docker_log_max_files: 2\n");
+    hosts.configure(&format!("{OFFLINE}docker_log_max_files: 2\n"));
     hosts.run("docker.yaml", []).ok();
     assert_eq!((pids(1), pids(2)), before);
 }

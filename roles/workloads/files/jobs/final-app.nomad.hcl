@@ -20,6 +20,12 @@ variable "provider" {
   description = "Where the service is registered: consul or nomad."
 }
 
+variable "network" {
+  type        = string
+  default     = "host"
+  description = "bridge: a network of its own, which the CNI plugins make, and an image that holds it."
+}
+
 variable "text" {
   type    = string
   default = "The Nomad cluster, Docker and the service's registration are all working."
@@ -35,9 +41,8 @@ job "final-app" {
       attribute = "${node.unique.name}"
     }
 
-    # A network of its own, behind a bridge: the CNI plugins make it.
     network {
-      mode = "bridge"
+      mode = var.network
 
       port "http" {
         to = 8080
