@@ -89,9 +89,14 @@ impl Hosts {
 fn containers_outlive_every_change_of_their_engine() {
     let hosts = Hosts::borrow(1, 0);
     // Before there is an engine, its modules say so.
-    hosts.project.write("image.yaml", "- hosts: all\n  become: true\n  tasks:\n    - docker_image: {name: a, load: /etc/hostname}\n");
+    hosts.project.write(
+        "image.yaml",
+        "- hosts: all\n  become: true\n  tasks:\n    - docker_image: {name: a, load: /etc/hostname}\n",
+    );
     hosts.run("image.yaml", []).ends(4).says("there is no 'manifest.json' in it").says("docker save");
-    hosts.project.write("image.yaml", "- hosts: all\n  become: true\n  tasks:\n    - docker_image: {name: a, state: absent}\n");
+    hosts
+        .project
+        .write("image.yaml", "- hosts: all\n  become: true\n  tasks:\n    - docker_image: {name: a, state: absent}\n");
     hosts.run("image.yaml", []).ends(4).says("docker is not installed on this host").says("role docker installs it");
 
     hosts.run("docker.yaml", ["--check", "--diff"]).ok();
@@ -105,15 +110,20 @@ fn containers_outlive_every_change_of_their_engine() {
     );
 
     // An image from files, and a container of it that is given a secret.
-    let put = format!("printf %s {SECRET} | {} secret put app/greeter", rollcall_tests::program("controller").display());
+    let put =
+        format!("printf %s {SECRET} | {} secret put app/greeter", rollcall_tests::program("controller").display());
     hosts.project.shell(&put).ok();
     let made = hosts.run("site.yaml", ["--diff"]).ok().never_says(SECRET);
     assert!(made.counted("changed") > 0, "{}", made.report());
-    let said = || hosts.root(0, "curl --silent --fail --retry 20 --retry-all-errors --retry-delay 1 http://127.0.0.1:8080/");
+    let said =
+        || hosts.root(0, "curl --silent --fail --retry 20 --retry-all-errors --retry-delay 1 http://127.0.0.1:8080/");
     assert_eq!(said(), "hello from a container");
     assert!(hosts.root(0, "docker exec greeter /bin/busybox env").contains(SECRET));
     // In the engine's own files, which only root reads, and nowhere else.
-    let found = hosts.root(0, &format!("grep -rlF {SECRET} /etc /tmp /var/log /var/lib /run/log /opt /home /root 2>/dev/null || true"));
+    let found = hosts.root(
+        0,
+        &format!("grep -rlF {SECRET} /etc /tmp /var/log /var/lib /run/log /opt /home /root 2>/dev/null || true"),
+    );
     assert!(found.contains("/var/lib/docker/containers/"), "the search finds nothing: {found}");
     assert!(found.lines().all(|file| file.starts_with("/var/lib/docker/containers/")), "{found}");
     assert_eq!(hosts.root(0, &format!("journalctl --quiet | grep -cF {SECRET} || true")), "0");
@@ -167,7 +177,11 @@ fn containers_outlive_every_change_of_their_engine() {
     hosts.root(0, "echo '# another' >> /opt/rollcall/workloads/final-app/Dockerfile; echo fine > /opt/rollcall/workloads/final-app/www/more");
     assert!(hosts.run("site.yaml", []).ok().counted("changed") >= 2, "sources, image and container");
     assert_ne!(hosts.root(0, "docker image inspect --format '{{.Id}}' final-app:v0.1"), before);
-    assert_eq!(hosts.root(0, "docker images --quiet --filter dangling=true"), "", "the image that had the name is gone");
+    assert_eq!(
+        hosts.root(0, "docker images --quiet --filter dangling=true"),
+        "",
+        "the image that had the name is gone"
+    );
     // Saved, removed and loaded it is the same.
     hosts.root(0, "docker save --output /srv/web.tar web-service:v0.1 && docker image rm web-service:v0.1");
     hosts.project.write(
@@ -177,7 +191,11 @@ fn containers_outlive_every_change_of_their_engine() {
     assert_eq!(hosts.run("load.yaml", []).ok().counted("changed"), 1);
     hosts.silent("load.yaml");
     hosts.root(0, "systemctl stop docker.service docker.socket");
-    hosts.run("load.yaml", []).ends(4).says("the Docker engine of this host does not answer").says("systemctl status docker");
+    hosts
+        .run("load.yaml", [])
+        .ends(4)
+        .says("the Docker engine of this host does not answer")
+        .says("systemctl status docker");
 }
 
 #[test]
@@ -195,14 +213,17 @@ fn workloads_from_files_run_in_nomad_on_bridges() {
         let node = hosts.get(0, &format!("/v1/node/{}", node["ID"].as_str().expect("it has an id")));
         assert_eq!(node["Attributes"]["plugins.cni.version.bridge"], "v1.9.1", "{}", node["Attributes"]);
         assert_eq!(node["Drivers"]["docker"]["Healthy"], true, "{}", node["Drivers"]["docker"]);
-        let modes: Vec<&Value> = node["NodeResources"]["Networks"].as_array().into_iter().flatten().map(|n| &n["Mode"]).collect();
+        let modes: Vec<&Value> =
+            node["NodeResources"]["Networks"].as_array().into_iter().flatten().map(|n| &n["Mode"]).collect();
         assert!(modes.contains(&&Value::from("bridge")), "no bridge networking: {modes:?}");
     }
 
     let jobs = rollcall_tests::root().join("roles/workloads/files/jobs");
     let submit = |name: &str, more: &str| {
         let text = std::fs::read_to_string(jobs.join(format!("{name}.nomad.hcl"))).expect("it can be read");
-        let line = format!("cat > /tmp/{name}.hcl <<'JOB'\n{text}\nJOB\nnomad job run -detach -var provider=nomad {more} /tmp/{name}.hcl");
+        let line = format!(
+            "cat > /tmp/{name}.hcl <<'JOB'\n{text}\nJOB\nnomad job run -detach -var provider=nomad {more} /tmp/{name}.hcl"
+        );
         hosts.root(0, &line);
     };
     submit("web-service", "");
@@ -251,7 +272,10 @@ job "greedy" {
     }
   }
 }"#;
-    hosts.hosts.root(0, &format!("cat > /tmp/greedy.hcl <<'JOB'\n{privileged}\nJOB\nnomad job run -detach /tmp/greedy.hcl")).ok();
+    hosts
+        .hosts
+        .root(0, &format!("cat > /tmp/greedy.hcl <<'JOB'\n{privileged}\nJOB\nnomad job run -detach /tmp/greedy.hcl"))
+        .ok();
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let all = hosts.get(0, "/v1/job/greedy/allocations").to_string();
@@ -262,7 +286,8 @@ job "greedy" {
         std::thread::sleep(Duration::from_millis(500));
     }
     // Tasks go on while the engine below them restarts.
-    let pids = |host: usize| hosts.root(host, "docker ps --quiet | xargs docker inspect --format '{{.State.Pid}}' | sort");
+    let pids =
+        |host: usize| hosts.root(host, "docker ps --quiet | xargs docker inspect --format '{{.State.Pid}}' | sort");
     let before = (pids(1), pids(2));
     hosts.configure(&format!("{OFFLINE}docker_log_max_files: 2\n"));
     hosts.run("docker.yaml", []).ok();
