@@ -55,6 +55,11 @@ pub mod consul_member;
 pub mod copy;
 /// `debug`.
 pub mod debug;
+mod docker;
+/// `docker_container`.
+pub mod docker_container;
+/// `docker_image`.
+pub mod docker_image;
 /// `download`.
 pub mod download;
 /// `fail`.
@@ -124,6 +129,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_member::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
+    &docker_container::DEFINITION,
+    &docker_image::DEFINITION,
     &download::DEFINITION,
     &fail::DEFINITION,
     &file::DEFINITION,
