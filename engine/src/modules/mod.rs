@@ -79,6 +79,12 @@ pub mod lineinfile;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
 mod nomad_api;
+/// `nomad_job`.
+pub mod nomad_job;
+/// `nomad_namespace`.
+pub mod nomad_namespace;
+/// `nomad_variable`.
+pub mod nomad_variable;
 mod object;
 /// `package`.
 pub mod package;
@@ -138,6 +144,9 @@ pub const DEFINITIONS: &[&Definition] = &[
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_job::DEFINITION,
+    &nomad_namespace::DEFINITION,
+    &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
