@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod acl_bootstrap;
 mod api;
 mod apt;
 mod archive;
@@ -76,8 +77,12 @@ pub mod hostname;
 pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_bootstrap`.
+pub mod nomad_acl_bootstrap;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
+/// `nomad_acl_token`.
+pub mod nomad_acl_token;
 mod nomad_api;
 /// `nomad_job`.
 pub mod nomad_job;
@@ -85,6 +90,8 @@ pub mod nomad_job;
 pub mod nomad_namespace;
 /// `nomad_variable`.
 pub mod nomad_variable;
+/// `nomad_restart`.
+pub mod nomad_restart;
 mod object;
 /// `package`.
 pub mod package;
@@ -143,10 +150,13 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_namespace::DEFINITION,
     &nomad_variable::DEFINITION,
+    &nomad_acl_token::DEFINITION,
+    &nomad_restart::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
