@@ -38,11 +38,19 @@ pub mod consul_acl_policy;
 pub mod consul_acl_role;
 /// `consul_acl_token`.
 pub mod consul_acl_token;
+/// `consul_acl_token_rotate`.
+pub mod consul_acl_token_rotate;
+/// `consul_acl_tokens`.
+pub mod consul_acl_tokens;
 /// `consul_agent_token`.
 pub mod consul_agent_token;
 mod consul_api;
+/// `consul_keyring`.
+pub mod consul_keyring;
 /// `consul_kv`.
 pub mod consul_kv;
+/// `consul_member`.
+pub mod consul_member;
 /// `copy`.
 pub mod copy;
 /// `debug`.
@@ -71,6 +79,12 @@ pub mod lineinfile;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
 mod nomad_api;
+/// `nomad_job`.
+pub mod nomad_job;
+/// `nomad_namespace`.
+pub mod nomad_namespace;
+/// `nomad_variable`.
+pub mod nomad_variable;
 mod object;
 /// `package`.
 pub mod package;
@@ -113,8 +127,12 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
     &consul_acl_token::DEFINITION,
+    &consul_acl_token_rotate::DEFINITION,
+    &consul_acl_tokens::DEFINITION,
     &consul_agent_token::DEFINITION,
+    &consul_keyring::DEFINITION,
     &consul_kv::DEFINITION,
+    &consul_member::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
     &docker_container::DEFINITION,
@@ -126,6 +144,9 @@ pub const DEFINITIONS: &[&Definition] = &[
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_job::DEFINITION,
+    &nomad_namespace::DEFINITION,
+    &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
