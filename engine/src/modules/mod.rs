@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod acl_bootstrap;
 mod api;
 mod apt;
 mod archive;
@@ -59,9 +60,15 @@ pub mod hostname;
 pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_bootstrap`.
+pub mod nomad_acl_bootstrap;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
+/// `nomad_acl_token`.
+pub mod nomad_acl_token;
 mod nomad_api;
+/// `nomad_restart`.
+pub mod nomad_restart;
 mod object;
 /// `package`.
 pub mod package;
@@ -112,7 +119,10 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_acl_token::DEFINITION,
+    &nomad_restart::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
