@@ -54,7 +54,7 @@ job "shop" {
 const JOBS: &str = r#"
 - hosts: nomad_servers
   become: true
-  vars: {state: present, count: 1, word: hello, greeting: welcome, purge: false}
+  vars: {state: present, count: 1, word: hello, greeting: welcome, purge: false, timeout: 60}
   tasks:
     - nomad_namespace: {name: shop, description: what customers see, meta: {owner: "{{ word }}"}}
       when: state == 'present'
@@ -68,7 +68,7 @@ const JOBS: &str = r#"
     - nomad_job:
         src: shop.nomad.hcl
         variables: {count: "{{ count | int }}", word: "{{ word }}"}
-        timeout: 60
+        timeout: "{{ timeout }}"
         purge: "{{ purge }}"
         state: "{{ state }}"
       register: shop
@@ -251,10 +251,10 @@ fn what_does_not_become_well_says_why(cluster: &Cluster) {
     cluster.run("jobs.yaml", &[]).ends(4).says("its deployment has failed");
     assert_eq!(cluster.versions("shop"), before);
     // No client can: told by the plan, and when the time is up.
-    let nowhere = SHOP.replace("driver = \"exec\"", "driver = \"docker\"\n      user = \"${var.word}\"");
+    let nowhere = SHOP.replace("driver = \"exec\"", "driver = \"docker\"");
     cluster.project.write("files/shop.nomad.hcl", &nowhere);
-    let late = cluster.run("jobs.yaml", &["-e", "word=x"]).ends(4);
-    late.says("group 'web' cannot be placed: 1 client cannot: missing drivers").says("docker");
+    let late = cluster.run("jobs.yaml", &["-e", "timeout=4"]).ends(4).says("after 4 s its deployment is not done");
+    late.says("group 'web' cannot be placed: 1 client cannot: missing drivers");
     cluster.project.write("files/shop.nomad.hcl", SHOP);
     cluster.run("jobs.yaml", &[]).ok();
 
