@@ -136,6 +136,7 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
 }
 
 fn nobody_learns_anything_without(cluster: &Cluster, management: &str, own: &str) {
+    // The client was not too early: it is there at once.
     let nodes = cluster.request(0, management, &format!("{API}/nodes")).ok().json();
     assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
     for path in ["nodes", "jobs", "agent/self", "operator/autopilot/health", "acl/tokens"] {
