@@ -88,10 +88,10 @@ mod nomad_api;
 pub mod nomad_job;
 /// `nomad_namespace`.
 pub mod nomad_namespace;
-/// `nomad_variable`.
-pub mod nomad_variable;
 /// `nomad_restart`.
 pub mod nomad_restart;
+/// `nomad_variable`.
+pub mod nomad_variable;
 mod object;
 /// `package`.
 pub mod package;
@@ -152,11 +152,11 @@ pub const DEFINITIONS: &[&Definition] = &[
     &lineinfile::DEFINITION,
     &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_acl_token::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_namespace::DEFINITION,
-    &nomad_variable::DEFINITION,
-    &nomad_acl_token::DEFINITION,
     &nomad_restart::DEFINITION,
+    &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,
