@@ -4,7 +4,7 @@ use std::{
 };
 
 use rollcall_engine::{
-    protocol::{Answer, Ask},
+    protocol::{Answer, Ask, Passed},
     run::Link as _,
     secrets::{
         Name, Secret,
@@ -39,8 +39,13 @@ impl Asking {
         if let Some(value) = known().get(name) {
             return Ok(value.clone());
         }
+        self.told(name, Ask::Secret { name: name.to_string(), wish })
+    }
+
+    /// Asks for what a name has, and remembers it.
+    fn told(&self, name: &Name, ask: Ask) -> Result<Secret, GrantError> {
         let controller = self.controller.upgrade().ok_or_else(|| GrantError::refused("the run is over"))?;
-        let answer = controller.ask(Ask::Secret { name: name.to_string(), wish });
+        let answer = controller.ask(ask);
         let value = match answer.map_err(|failure| GrantError::refused(failure.message))? {
             Answer::Secret(answer) => answer?.0,
             Answer::Refused(why) => return Err(GrantError::refused(why)),
@@ -50,7 +55,7 @@ impl Asking {
         if !Rule::of(name).is_some_and(|rule| rule.maker == Maker::Issuer) {
             redact::register(&value);
         }
-        known().insert(name.clone(), value.clone());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), value.clone());
         Ok(value)
     }
 }
@@ -65,6 +70,15 @@ impl Grants for Asking {
             Wish::Look => Err(GrantError::NotYet(format!("'{name}' is written down when this is carried out"))),
             Wish::Make | Wish::Mark => self.ask(name, Wish::Mark),
         }
+    }
+
+    fn keep(&self, name: &Name, value: &Secret, in_place_of: Option<&Secret>) -> Result<Secret, GrantError> {
+        if self.wish == Wish::Look {
+            return Err(GrantError::NotYet(format!("'{name}' is kept when this is carried out")));
+        }
+        let passed = |secret: &Secret| Passed(secret.clone());
+        let in_place_of = in_place_of.map(passed);
+        self.told(name, Ask::Keep { name: name.to_string(), value: passed(value), in_place_of })
     }
 
     fn sign(&self, request: &SignRequest) -> Result<Issued, GrantError> {

@@ -412,6 +412,15 @@ pub enum Ask {
         /// Whether it may be made.
         wish: Wish,
     },
+    /// A value that the product has made for this host, to be kept. Answered as [`Ask::Secret`] is, with what is kept.
+    Keep {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: Passed,
+        /// What it may replace.
+        in_place_of: Option<Passed>,
+    },
     /// A certificate for a key of this host.
     Sign(SignRequest),
     /// The turn is over.
@@ -448,7 +457,7 @@ pub enum Answer {
     Refused(String),
 }
 
-/// A secret on its way to a host that may read it: the one place where one is serialized.
+/// A secret on its way to a host that may read it, or back from one that made it: the one place where one is serialized.
 #[derive(Clone, Debug)]
 pub struct Passed(pub Secret);
 

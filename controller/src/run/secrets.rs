@@ -90,6 +90,15 @@ impl Grants for Here {
         self.ask(name, Wish::Mark)
     }
 
+    fn keep(&self, name: &Name, value: &Secret, in_place_of: Option<&Secret>) -> Result<Secret, GrantError> {
+        if self.check {
+            return Err(GrantError::NotYet(format!("'{name}' is kept when this is carried out")));
+        }
+        let reader = Reader { host: &self.host, groups: &self.groups };
+        let told = |what: String| tracing::info!(target: "rollcall::run", "{what}");
+        self.runtime.block_on(self.issuer.keep(reader, name.as_str(), value, in_place_of, &told))
+    }
+
     fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
         Err(GrantError::refused("certificates are for hosts: this machine gets none"))
     }

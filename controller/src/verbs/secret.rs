@@ -150,6 +150,7 @@ fn may_touch(name: &Name, force: bool) -> anyhow::Result<()> {
                 Maker::Uuid | Maker::GossipKey => "made when a host first needs it",
                 Maker::Issuer => "made by the cluster's authority",
                 Maker::Mark => "written when the cluster is formed",
+                Maker::Product => "made by the product when a host first needs it",
             };
             format!("'{name}' ({}) is {how}; it is rotated: {}", rule.what, rule.rotation)
         }

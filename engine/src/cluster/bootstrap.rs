@@ -80,7 +80,7 @@ pub enum BootstrapError {
         accessor: String,
     },
     /// The server chose a secret of its own.
-    #[error("the servers took no notice of our secret: they are older than those that do")]
+    #[error("the servers took no notice of our secret: they are too old for one")]
     Ignored,
     /// Somebody is resetting the ACLs.
     #[error("the leader has a file that resets ACLs, with a wrong number")]

@@ -37,6 +37,8 @@ pub struct Question {
     pub voters: Option<usize>,
     /// The tokens to ask with, where ACLs are on: the first that the cluster knows. If it knows none, the question is asked without.
     pub tokens: Vec<Secret>,
+    /// Who signed the server's certificate (PEM), where it is asked by `https`.
+    pub ca: Option<Vec<u8>>,
 }
 
 /// The answer of `/v1/operator/autopilot/health`, Consul's and Nomad's (HTTP 200 when healthy, 429 when not).
@@ -146,7 +148,7 @@ pub fn wait_healthy(
         .enable_all()
         .build()
         .map_err(|e| NotWhole::Broken(format!("cannot start a runtime: {e}")))?;
-    let client = client().map_err(NotWhole::Broken)?;
+    let client = client(question.ca.as_deref()).map_err(NotWhole::Broken)?;
     let deadline = Instant::now() + question.timeout;
     let mut whole_since: Option<Instant> = None;
     let mut said = Missing::from(String::new());
@@ -154,7 +156,7 @@ pub fn wait_healthy(
         if let Some(why) = stopped() {
             return Err(NotWhole::Stopped(why));
         }
-        match runtime.block_on(look(&client, question)) {
+        match runtime.block_on(look(&client, gate, question)) {
             Ok(()) => {
                 let since = *whole_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= SETTLE {
@@ -185,33 +187,66 @@ fn product(gate: Gate) -> &'static str {
     }
 }
 
-fn client() -> Result<reqwest::Client, String> {
+fn client(ca: Option<&[u8]>) -> Result<reqwest::Client, String> {
+    let trusted = ca.map(reqwest::Certificate::from_pem_bundle).transpose();
+    let trusted = trusted.map_err(|e| format!("the gate's authority is no certificate: {}", http::cause(&e)))?;
     reqwest::Client::builder()
         .timeout(LOOK)
         .no_proxy()
-        // Loopback over plain HTTP: a host without a CA store must not fail here.
-        .tls_certs_only([])
+        // Nobody else's certificates count; and over plain HTTP a host without a CA store must not fail here.
+        .tls_certs_only(trusted.unwrap_or_default())
         .build()
         .map_err(|e| format!("cannot make an HTTP client: {e}"))
 }
 
-async fn look(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
+async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), Missing> {
+    let look = async |token: Option<&Secret>| look_with(client, gate, question, token).await;
+    // Nomad says the same of a token that it does not know and of one without the right.
+    let denies = |kind: Option<Kind>| gate == Gate::Nomad && kind == Some(Kind::Denied);
+    let mut denied: Option<Missing> = None;
     for token in &question.tokens {
-        match look_with(client, question, Some(token)).await {
+        match look(Some(token)).await {
             Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => {
-                return look_without_rights(client, question).await;
+                return look_without_rights(client, gate, question).await;
             }
             // Before its first use, and while ACLs let everybody in, a token may not be there.
             Err(Missing { kind: Some(Kind::UnknownToken), .. }) => {}
+            Err(missing) if denies(missing.kind) => denied = denied.or(Some(missing)),
             answer => return answer,
         }
     }
-    look_with(client, question, None).await
+    match look(None).await {
+        Err(missing) if denies(missing.kind) => {
+            if is_fresh_nomad(client, question).await? {
+                return look_without_rights(client, gate, question).await;
+            }
+            Err(denied.unwrap_or(missing))
+        }
+        answer => answer,
+    }
 }
 
-async fn look_with(client: &reqwest::Client, question: &Question, token: Option<&Secret>) -> Result<(), Missing> {
+/// Whether Nomad's ACLs are on, and nobody has bootstrapped them: the same question as
+/// [`Nomad::is_bootstrapped`](nomad::Nomad::is_bootstrapped).
+async fn is_fresh_nomad(client: &reqwest::Client, question: &Question) -> Result<bool, Missing> {
+    let request = client.put(format!("{}/v1/acl/bootstrap", question.url.trim_end_matches('/')));
+    match send(Gate::Nomad, request.body(nomad::probe().to_string()), "/v1/acl/bootstrap").await {
+        Err(missing) if missing.kind == Some(Kind::Bootstrapped) => Ok(false),
+        // The leader's ACLs are still off.
+        Err(missing) if missing.kind == Some(Kind::AclOff) || nomad::takes_no_probe(&missing.why) => Ok(true),
+        Err(missing) => Err(missing),
+        Ok(_) => Err("the servers are too old for these ACLs".to_owned().into()),
+    }
+}
+
+async fn look_with(
+    client: &reqwest::Client,
+    gate: Gate,
+    question: &Question,
+    token: Option<&Secret>,
+) -> Result<(), Missing> {
     // This server first: autopilot may still hold the state of before its restart.
-    let body = get(client, question, "/v1/agent/self", token).await?;
+    let body = get(client, gate, question, "/v1/agent/self", token).await?;
     let agent: AgentSelf = serde_json::from_slice(&body).map_err(|e| format!("/v1/agent/self: {e}"))?;
     if let Some(raft) = agent.stats.get("raft") {
         let state = raft.get("state").map_or("", String::as_str);
@@ -223,7 +258,7 @@ async fn look_with(client: &reqwest::Client, question: &Question, token: Option<
             return Err("this server is catching up".to_owned().into());
         }
     }
-    let body = get(client, question, "/v1/operator/autopilot/health", token).await?;
+    let body = get(client, gate, question, "/v1/operator/autopilot/health", token).await?;
     let health: AutopilotHealth =
         serde_json::from_slice(&body).map_err(|e| format!("/v1/operator/autopilot/health: {e}"))?;
     let why = health.whole(question.voters);
@@ -232,12 +267,12 @@ async fn look_with(client: &reqwest::Client, question: &Question, token: Option<
 
 /// ACLs are on and not bootstrapped yet: no token gives the right to ask for health. What needs none must do: a leader, and
 /// all voters.
-async fn look_without_rights(client: &reqwest::Client, question: &Question) -> Result<(), Missing> {
+async fn look_without_rights(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), Missing> {
     let text = |body: &[u8]| serde_json::from_slice::<String>(body).unwrap_or_default();
-    if text(&get(client, question, "/v1/status/leader", None).await?).is_empty() {
+    if text(&get(client, gate, question, "/v1/status/leader", None).await?).is_empty() {
         return Err("there is no leader".to_owned().into());
     }
-    let body = get(client, question, "/v1/status/peers", None).await?;
+    let body = get(client, gate, question, "/v1/status/peers", None).await?;
     let peers: Vec<String> = serde_json::from_slice(&body).map_err(|e| format!("/v1/status/peers: {e}"))?;
     match question.voters {
         Some(voters) if peers.len() < voters => Err(format!("{} of {voters} voters", peers.len()).into()),
@@ -247,6 +282,7 @@ async fn look_without_rights(client: &reqwest::Client, question: &Question) -> R
 
 async fn get(
     client: &reqwest::Client,
+    gate: Gate,
     question: &Question,
     path: &str,
     token: Option<&Secret>,
@@ -257,7 +293,11 @@ async fn get(
         // Each product takes its own; both take this one.
         request = request.header("Authorization", value);
     }
-    let answer = request.send().await.map_err(|_| format!("no answer from {url}"))?;
+    send(gate, request, path).await
+}
+
+async fn send(gate: Gate, request: reqwest::RequestBuilder, path: &str) -> Result<Vec<u8>, Missing> {
+    let answer = request.send().await.map_err(unanswered)?;
     let status = answer.status();
     let body = answer.bytes().await.map_err(|e| format!("{path}: {}", http::reason(e, LOOK)))?;
     // 429 is autopilot's way to say that it is not healthy, with the same body.
@@ -267,7 +307,18 @@ async fn get(
     let text = String::from_utf8_lossy(&body);
     let said: String = text.trim().chars().take(200).collect();
     let why = format!("{path}: HTTP {}: {said}", status.as_u16());
-    Err(Missing { why, here: true, kind: Some(consul::kind(status.as_u16(), &text)) })
+    let kind = match gate {
+        Gate::Consul => consul::kind(status.as_u16(), &text),
+        Gate::Nomad => nomad::kind(status.as_u16(), &text),
+    };
+    Err(Missing { why, here: true, kind: Some(kind) })
+}
+
+/// Nobody answered. A server that is about to start need not say more; one whose certificate is not taken must.
+fn unanswered(error: reqwest::Error) -> String {
+    let at = error.url().map(|url| url.origin().ascii_serialization()).unwrap_or_default();
+    let cause = http::cause(&error);
+    if cause.contains("certificate") { format!("no answer from {at}: {cause}") } else { format!("no answer from {at}") }
 }
 
 #[cfg(test)]
@@ -289,6 +340,7 @@ mod tests {
             timeout: Duration::from_mins(1),
             voters: Some(3),
             tokens: Vec::new(),
+            ca: None,
         };
         let stopped = || Some("interrupted".to_owned());
         let ended = wait_healthy(Gate::Consul, &question, &stopped, &|_| {});
@@ -322,11 +374,11 @@ mod tests {
     }
 
     /// Looks once with two tokens at a server that gives these answers; its requests, and what the look found.
-    fn looked(answers: &[String]) -> (Vec<String>, Result<(), Missing>) {
+    fn looked(gate: Gate, answers: &[String]) -> (Vec<String>, Result<(), Missing>) {
         let server = http::tests::Server::new(answers.iter());
         let tokens = vec![Secret::new("own"), Secret::new("management")];
-        let question = Question { url: server.url(""), timeout: Duration::ZERO, voters: Some(3), tokens };
-        let found = http::block_on(async { look(&client().unwrap(), &question).await }).unwrap();
+        let question = Question { url: server.url(""), timeout: Duration::ZERO, voters: Some(3), tokens, ca: None };
+        let found = http::block_on(async { look(&client(None).unwrap(), gate, &question).await }).unwrap();
         let asked = |request: &String| {
             let token = request.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
             format!("{} {}", request.split(' ').nth(1).unwrap(), token.unwrap_or("-"))
@@ -341,16 +393,17 @@ mod tests {
         let whole = serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
             [server("a", true, true), server("b", true, true), server("c", true, true)]});
         let whole = answer("200 OK", &whole.to_string());
-        let (asked, found) = looked(&[unknown.clone(), agent.clone(), whole.clone()]);
+        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), agent.clone(), whole.clone()]);
         assert!(found.is_ok(), "{found:?}");
         assert_eq!(
             asked,
             ["/v1/agent/self own", "/v1/agent/self management", "/v1/operator/autopilot/health management"]
         );
         // While everything is allowed none need be known.
-        let (asked, found) = looked(&[unknown.clone(), unknown, agent, whole]);
+        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown, agent, whole]);
         assert!(found.is_ok() && asked[2..] == ["/v1/agent/self -", "/v1/operator/autopilot/health -"], "{asked:?}");
-        let (_, found) = looked(&[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
+        let (_, found) =
+            looked(Gate::Consul, &[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
         assert!(found.unwrap_err().why.contains("Permission denied"));
     }
 
@@ -360,10 +413,34 @@ mod tests {
             answer("403 Forbidden", "ACL system must be bootstrapped before making any requests that …: ACL not found");
         let (leader, none) = (answer("200 OK", "\"10.0.0.1:8300\""), answer("200 OK", "\"\""));
         let peers = |count: usize| answer("200 OK", &serde_json::json!(vec!["10.0.0.1:8300"; count]).to_string());
-        let (asked, found) = looked(&[fresh.clone(), leader.clone(), peers(3)]);
+        let (asked, found) = looked(Gate::Consul, &[fresh.clone(), leader.clone(), peers(3)]);
         assert!(found.is_ok(), "{found:?}");
         assert_eq!(asked[1..], ["/v1/status/leader -", "/v1/status/peers -"]);
-        assert_eq!(looked(&[fresh.clone(), none]).1.unwrap_err().why, "there is no leader");
-        assert_eq!(looked(&[fresh, leader, peers(2)]).1.unwrap_err().why, "2 of 3 voters");
+        assert_eq!(looked(Gate::Consul, &[fresh.clone(), none]).1.unwrap_err().why, "there is no leader");
+        assert_eq!(looked(Gate::Consul, &[fresh, leader, peers(2)]).1.unwrap_err().why, "2 of 3 voters");
+    }
+
+    #[test]
+    fn nomad_says_the_same_of_unknown_tokens_and_of_rights() {
+        let denied = answer("403 Forbidden", "Permission denied");
+        let agent = answer("200 OK", r#"{"stats": {"raft": {"state": "Leader"}}, "member": {"Name": "a"}}"#);
+        let whole = serde_json::json!({"Healthy": true, "FailureTolerance": 1, "Servers":
+            [server("a", true, true), server("b", true, true), server("c", true, true)]});
+        let whole = answer("200 OK", &whole.to_string());
+        let (asked, found) = looked(Gate::Nomad, &[denied.clone(), agent, whole]);
+        assert!(found.is_ok(), "{found:?}");
+        assert_eq!(asked[1..], ["/v1/agent/self management", "/v1/operator/autopilot/health management"]);
+        // Nobody may ask: whether that is so because nobody has bootstrapped, the bootstrap tells without being done.
+        let (leader, peers) = (answer("200 OK", "\"10.0.0.1:4647\""), answer("200 OK", r#"["a", "b", "c"]"#));
+        for fresh in [answer("400 Bad Request", "invalid acl token"), answer("400 Bad Request", "ACL support disabled")]
+        {
+            let answers = [denied.clone(), denied.clone(), denied.clone(), fresh, leader.clone(), peers.clone()];
+            let (asked, found) = looked(Gate::Nomad, &answers);
+            assert!(found.is_ok(), "{found:?}");
+            assert_eq!(asked[3..], ["/v1/acl/bootstrap -", "/v1/status/leader -", "/v1/status/peers -"]);
+        }
+        let done = answer("400 Bad Request", "ACL bootstrap already done (reset index: 8)");
+        let (_, found) = looked(Gate::Nomad, &[denied.clone(), denied.clone(), denied, done]);
+        assert!(found.unwrap_err().why.contains("Permission denied"));
     }
 }

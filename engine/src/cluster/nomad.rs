@@ -24,14 +24,16 @@ use crate::{
 mod objects;
 
 pub use super::error::{ApiError, Kind};
+use objects::{Leads, Raft, RawRole, RawToken};
 pub use objects::{Policy, Role, Token};
-use objects::{RawRole, RawToken};
 
 /// How Nomad speaks.
 static DIALECT: Dialect = Dialect { product: "Nomad", header: "X-Nomad-Token", kind };
 
 /// What is sent as a secret to learn whether the bootstrap has been done: no UUID, so that nothing is made of it.
 const PROBE: &str = "rollcall asks whether";
+/// The accessor of requests to servers whose ACLs are off.
+const OFF: &str = "acls-disabled";
 /// Characters of a refusal that are told: those of jobs and policies have many lines.
 const SAID: usize = 4000;
 
@@ -88,10 +90,9 @@ impl Nomad {
     /// Whether the bootstrap has been done. It is asked for with a secret that no server takes: one that has been bootstrapped
     /// says so before it looks at the secret. Needs no token.
     pub fn is_bootstrapped(&self) -> Result<bool, ApiError> {
-        let body = json!({ "BootstrapSecret": PROBE });
-        match self.api.send(&Call::put(&["acl", "bootstrap"], &body)) {
+        match self.api.send(&Call::put(&["acl", "bootstrap"], &probe())) {
             Err(error) if error.kind == Kind::Bootstrapped => Ok(true),
-            Err(error) if error.kind == Kind::Refused && error.said.contains("invalid acl token") => Ok(false),
+            Err(error) if takes_no_probe(&error.said) => Ok(false),
             Err(error) => Err(self.explained(error)),
             Ok(_) => Err(ApiError {
                 kind: Kind::Refused,
@@ -104,6 +105,12 @@ impl Nomad {
     /// The token that is sent, as the server that answers knows it.
     pub fn own_token(&self) -> Result<Token, ApiError> {
         match self.api.get::<RawToken>(&["acl", "token", "self"], &[]) {
+            // Where ACLs are off everybody has a token of that name.
+            Ok(token) if token.accessor == OFF => Err(self.explained(ApiError {
+                kind: Kind::AclOff,
+                call: "GET /v1/acl/token/self".into(),
+                said: "ACL support disabled".into(),
+            })),
             Ok(token) => Ok(token.into()),
             // Every token may read itself.
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Denied) => {
@@ -139,6 +146,20 @@ impl Nomad {
     /// Takes a token away.
     pub fn delete_token(&self, accessor: &str) -> Result<(), ApiError> {
         self.delete(&["acl", "token", accessor], &[])
+    }
+
+    /// Has another server lead, if this one does: the name of the one that was chosen. A token must be one for everything.
+    pub fn step_down(&self) -> Result<Option<String>, ApiError> {
+        let agent: Leads = self.get(&["agent", "self"], &[])?;
+        if agent.stats.get("nomad").and_then(|stats| stats.get("leader")).is_none_or(|leader| leader != "true") {
+            return Ok(None);
+        }
+        let raft: Raft = self.get(&["operator", "raft", "configuration"], &[])?;
+        let Some(other) = raft.servers.into_iter().find(|server| server.voter && !server.leader) else {
+            return Ok(None);
+        };
+        self.send(&["operator", "raft", "transfer-leadership"], &[("id", &other.id)], &json!({}))?;
+        Ok(Some(other.node))
     }
 
     /// A policy by its name.
@@ -278,6 +299,16 @@ impl Nomad {
             Err(error) => (error.kind == Kind::Denied).then_some(true),
         }
     }
+}
+
+/// The body of a bootstrap that nobody carries out.
+pub(super) fn probe() -> Value {
+    json!({ "BootstrapSecret": PROBE })
+}
+
+/// Whether a refusal is that of a server that would have taken a better secret.
+pub(super) fn takes_no_probe(said: &str) -> bool {
+    said.contains("invalid acl token")
 }
 
 /// What an answer of Nomad that is no success means.

@@ -65,8 +65,9 @@ args! {
         datacenter []: Option<String>;
         /// Nomad's region.
         region []: Option<String>;
-        /// The domain of Consul's names.
-        domain []: String = "consul".to_owned();
+        /// The domain of Consul's names: `consul` without it. A Nomad server's certificate is then also good for
+        /// `nomad.service.DOMAIN`, the name that Consul has for it; without a domain it is not.
+        domain []: Option<String>;
         /// The node's name in the inventory.
         node []: String, required;
         /// Where the other hosts of the inventory reach it.
@@ -237,7 +238,8 @@ fn place(args: &Args) -> Result<(Product, String, String), Failure> {
     let Some(place) = given.clone() else {
         return Err(Failure::new(format!("argument '{want}' is missing: names in the certificate hold it")));
     };
-    let domain = if product == Product::Consul { args.domain.clone() } else { String::new() };
+    let otherwise = if product == Product::Consul { "consul" } else { "" };
+    let domain = args.domain.clone().unwrap_or_else(|| otherwise.to_owned());
     Ok((product, place, domain))
 }
 

@@ -32,6 +32,9 @@ api_args! {
         secret_from []: Option<SecretName>;
         /// For people; the purpose without it. Consul shows `Made by Rollcall: …`.
         description []: Option<String>;
+        /// The machine that uses it: an EC2 instance's id. It stands in the description, and a token of another machine is left alone:
+        /// whoever comes back under an old name gets no old token. Empty: nobody knows.
+        instance []: String = String::new();
         /// Names of policies.
         policies []: Vec<String>;
         /// Names of roles.
@@ -137,6 +140,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Ok(found) => found?,
         Err(plan) => return Ok(plan),
     };
+    another_machines(&args, found.as_ref())?;
     let accessor = found.as_ref().map_or_else(|| place.accessor.clone(), |found| found.accessor.clone());
     if let Some(found) = &found
         && !api::is_ours(&found.description)
@@ -167,12 +171,29 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     }))
 }
 
+/// A node that was made anew under its old name must not go on with the token of the one before.
+fn another_machines(args: &Args, found: Option<&Token>) -> Result<(), Failure> {
+    let Some(found) = found.filter(|_| !args.instance.is_empty() && args.state == State::Present) else { return Ok(()) };
+    let Some((_, id)) = found.description.strip_suffix(')').and_then(|text| text.rsplit_once(" (i-")) else { return Ok(()) };
+    if args.instance.strip_prefix("i-") == Some(id) {
+        return Ok(());
+    }
+    let purpose = args.purpose.as_deref().unwrap_or(&found.accessor);
+    let failure = format!("the token for '{purpose}' was made for the instance i-{id}, and this is {}", args.instance);
+    Err(Failure::new(failure).hint(
+        "if that instance is gone: controller forget --terminated (or controller forget NODE), then run again: it gets a token of its own",
+    ))
+}
+
 fn wanted(args: &Args, accessor: Uuid, secret: Option<Secret>) -> Token {
     let description = args.description.as_ref().or(args.purpose.as_ref()).map_or("", String::as_str);
     Token {
         accessor: accessor.to_string(),
         secret,
-        description: api::ours(description),
+        description: match args.instance.as_str() {
+            "" => api::ours(description),
+            id => api::ours(&format!("{description} ({id})")),
+        },
         local: args.local,
         rights: Rights {
             policies: args.policies.iter().cloned().collect(),

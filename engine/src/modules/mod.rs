@@ -16,6 +16,7 @@ use crate::{
     secrets::grants::Grants,
 };
 
+mod acl_bootstrap;
 mod api;
 mod apt;
 mod archive;
@@ -76,13 +77,19 @@ pub mod hostname;
 pub(crate) mod http;
 /// `lineinfile`.
 pub mod lineinfile;
+/// `nomad_acl_bootstrap`.
+pub mod nomad_acl_bootstrap;
 /// `nomad_acl_policy`.
 pub mod nomad_acl_policy;
+/// `nomad_acl_token`.
+pub mod nomad_acl_token;
 mod nomad_api;
 /// `nomad_job`.
 pub mod nomad_job;
 /// `nomad_namespace`.
 pub mod nomad_namespace;
+/// `nomad_restart`.
+pub mod nomad_restart;
 /// `nomad_variable`.
 pub mod nomad_variable;
 mod object;
@@ -143,9 +150,12 @@ pub const DEFINITIONS: &[&Definition] = &[
     &group::DEFINITION,
     &hostname::DEFINITION,
     &lineinfile::DEFINITION,
+    &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
+    &nomad_acl_token::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_namespace::DEFINITION,
+    &nomad_restart::DEFINITION,
     &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,

@@ -86,6 +86,20 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     plan_unit(&name, &unit, &args, cx.host)
 }
 
+/// The plan that restarts a unit.
+pub(super) fn restarting(name: &str, host: &dyn Read) -> Result<Plan, Failure> {
+    let name = unit_name(name)?;
+    let args = Args {
+        name: None,
+        state: Some(State::Restarted),
+        enabled: None,
+        masked: None,
+        daemon_reload: false,
+        settle: SETTLE,
+    };
+    plan_unit(&name, &host.unit(&name)?, &args, host)
+}
+
 /// The name with its suffix.
 pub(super) fn unit_name(name: &str) -> Result<String, Failure> {
     let good = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);

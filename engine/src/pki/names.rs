@@ -34,7 +34,7 @@ pub struct Holder<'a> {
     pub client: bool,
     /// Consul's datacenter, Nomad's region.
     pub place: &'a str,
-    /// The domain of Consul's names; Nomad's is always `nomad`.
+    /// The domain of Consul's names; Nomad's own is always `nomad`. Where Consul knows Nomad's servers by a name, theirs is in it.
     pub domain: &'a str,
     /// The node's name.
     pub node: &'a str,
@@ -54,6 +54,11 @@ impl Holder<'_> {
         }
         if self.client {
             names.insert(dns(&format!("client.{suffix}")));
+        }
+        // As Consul's DNS calls them: whoever finds them through it gets any of them.
+        if self.server && self.product == Product::Nomad && !self.domain.is_empty() {
+            let domain = checked(self.domain.strip_suffix('.').unwrap_or(self.domain))?;
+            names.insert(dns(&format!("nomad.service.{}", domain.to_ascii_lowercase())));
         }
         let node = self.node.to_ascii_lowercase();
         if self.server && self.product == Product::Consul && is_host_name(&node) && node.parse::<IpAddr>().is_err() {
@@ -76,12 +81,7 @@ impl Holder<'_> {
             Product::Nomad => ("the region", "nomad"),
         };
         label(what, self.place)?;
-        if domain.is_empty() || domain.len() > 190 {
-            return Err(bad("the domain", self.domain, "expected 1 to 190 characters"));
-        }
-        for part in domain.split('.') {
-            label("the domain", part)?;
-        }
+        let domain = checked(domain)?;
         Ok(format!("{}.{domain}", self.place).to_ascii_lowercase())
     }
 
@@ -94,6 +94,17 @@ impl Holder<'_> {
         let a_servers = text.split('.').any(|part| part == "server");
         (is_host_name(&text) && (self.server || !a_servers)).then_some(AltName::Dns(text))
     }
+}
+
+/// A domain that a certificate can hold.
+fn checked(domain: &str) -> Result<&str, PkiError> {
+    if domain.is_empty() || domain.len() > 190 {
+        return Err(bad("the domain", domain, "expected 1 to 190 characters"));
+    }
+    for part in domain.split('.') {
+        label("the domain", part)?;
+    }
+    Ok(domain)
 }
 
 fn dns(name: &str) -> AltName {

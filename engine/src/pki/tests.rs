@@ -132,6 +132,11 @@ fn each_node_gets_its_names_and_no_others() {
         shown(&nomad),
         ["client.eu.nomad", "localhost", "server.eu.nomad", "web-1", "10.0.0.7", "127.0.0.1", "::1"]
     );
+    // Consul knows the servers by a name; clients get none.
+    let known = Holder { domain: "Corp.Example.", ..nomad };
+    assert!(shown(&known).contains(&"nomad.service.corp.example".into()));
+    assert!(!shown(&Holder { server: false, ..known }).iter().any(|name| name.contains("service")));
+    assert!(Holder { domain: "a..b", ..nomad }.names().is_err());
     assert_eq!(consul(true).title().unwrap(), "server.dc1.consul");
     // Names in capitals, with a dot at the end, as addresses, and such as no host can have.
     let odd = Holder { domain: "Corp.Example.", node: "10.9.8.7", address: "WEB-1.Corp.Example", ..consul(true) };

@@ -325,7 +325,7 @@ impl Runner<'_> {
 
     fn is_running(&self, handler: &Handler, scope: &Scope) -> bool {
         let Action::Module { name, args } = &handler.task.action else { return true };
-        if modules::find(name).is_none_or(|d| d.name != "service") {
+        if modules::find(name).is_none_or(|d| !matches!(d.name, "service" | "nomad_restart")) {
             return true;
         }
         let Some(unit) = args.get("name").and_then(|n| text(n, scope, "a unit's name").ok()) else { return true };
@@ -353,7 +353,8 @@ impl Runner<'_> {
             Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
         };
         let tokens = self.gate_tokens(gate, scope).map_err(Closed::Refused)?;
-        let asked = cluster::Question { tokens, ..asked };
+        let ca = self.gate_authority(gate, scope).map_err(Closed::Refused)?;
+        let asked = cluster::Question { tokens, ca, ..asked };
         let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
         let refused = |why: String, hint: &str| {
             Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
@@ -394,6 +395,24 @@ impl Runner<'_> {
             }
         }
         Ok(tokens)
+    }
+
+    /// Who signed the certificate of the server that the gate asks: the file of this host that `consul_gate_ca` (`nomad_gate_ca`)
+    /// names.
+    fn gate_authority(&self, gate: Gate, scope: &Scope) -> Result<Option<Vec<u8>>, Failure> {
+        let variable = match gate {
+            Gate::Consul => "consul_gate_ca",
+            Gate::Nomad => "nomad_gate_ca",
+        };
+        let Some(var) = scope.get(variable) else { return Ok(None) };
+        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
+        let path = match template::eval(variable, var.origin, scope) {
+            Ok(value) => Option::<PathBuf>::from_arg(&value).map_err(wrong)?,
+            Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
+            Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
+        };
+        let read = |path: PathBuf| self.host.read(&path).map_err(|e| wrong(format!("{}: {e}", path.display())));
+        path.map(read).transpose()
     }
 
     /// Debts of earlier runs whose handlers no play of this run defines.
@@ -472,5 +491,5 @@ fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option
         None => GATE_TIMEOUT,
     };
     let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new() }))
+    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new(), ca: None }))
 }

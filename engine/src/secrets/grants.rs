@@ -21,6 +21,13 @@ pub trait Grants: fmt::Debug + Send + Sync {
         Err(GrantError::refused(format!("there is nobody to write down '{name}'")))
     }
 
+    /// Keeps a value that only the product could make, under a name whose maker is
+    /// [`Maker::Product`](super::ownership::Maker): written where there is none, or in the place of one that is of no use any
+    /// more. Returns what stands there then, which may be another's: who is told so has lost, and takes its own away. Blocks.
+    fn keep(&self, name: &Name, _value: &Secret, _in_place_of: Option<&Secret>) -> Result<Secret, GrantError> {
+        Err(GrantError::refused(format!("there is nobody to keep '{name}'")))
+    }
+
     /// A certificate for a key that the host keeps. Blocks.
     fn sign(&self, request: &SignRequest) -> Result<Issued, GrantError>;
 }
@@ -52,7 +59,7 @@ pub struct SignRequest {
     pub product: Product,
     /// Consul's datacenter, Nomad's region.
     pub place: String,
-    /// The domain of Consul's names; empty for Nomad.
+    /// The domain of Consul's names. Of a Nomad server: where Consul knows it by a name; empty where it does not.
     pub domain: String,
     /// How long it shall count, in seconds.
     pub lifetime: u64,
@@ -137,6 +144,10 @@ impl Grants for Nobody {
 
     fn mark(&self, name: &Name) -> Result<Secret, GrantError> {
         self.refuse(&format!("'{name}' cannot be written down"))
+    }
+
+    fn keep(&self, name: &Name, _: &Secret, _: Option<&Secret>) -> Result<Secret, GrantError> {
+        self.refuse(&format!("'{name}' cannot be kept"))
     }
 
     fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {

@@ -246,6 +246,44 @@ impl Issuer {
         Ok(value)
     }
 
+    /// Keeps a value that the product has made for a host: where the name has none, or where it still has the one that the host
+    /// found to be of no use. Returns what the name has then.
+    ///
+    /// No store compares before it replaces. In one run that is settled here; two controllers that replace a dead value at the
+    /// same moment may overwrite each other, and the next run finds one of the two in Nomad and no other in the store.
+    pub async fn keep(
+        &self,
+        reader: Reader<'_>,
+        name: &str,
+        value: &Secret,
+        in_place_of: Option<&Secret>,
+        told: Told<'_>,
+    ) -> Result<Secret, GrantError> {
+        let name = Name::new(name).map_err(|bad| GrantError::refused(bad.to_string()))?;
+        redact::register(value);
+        self.allowed(reader, &name)?;
+        if !Rule::of(&name).is_some_and(|rule| rule.maker == Maker::Product) {
+            return Err(GrantError::refused(format!("'{name}' is not for hosts to write")));
+        }
+        let slot =
+            Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default());
+        let mut slot = slot.lock().await;
+        let store = self.store().await?;
+        let there = patient(self.patience, told, || store.get(&name)).await.map_err(refusal)?;
+        let stands = match there {
+            None => create(&store, self.patience, &name, value.clone(), told).await?,
+            Some(there) if Some(&there) == in_place_of && there != *value => {
+                patient(self.patience, told, || store.put(&name, value)).await.map_err(refusal)?;
+                let read = patient(self.patience, told, || store.get(&name)).await.map_err(refusal)?;
+                read.ok_or_else(|| GrantError::refused(format!("'{name}' was written, and is not there")))?
+            }
+            Some(there) => there,
+        };
+        redact::register(&stands);
+        *slot = Slot { value: Some(stands.clone()), failed: None };
+        Ok(stands)
+    }
+
     async fn fetch(&self, name: &Name, wish: Wish, told: Told<'_>) -> Result<Secret, GrantError> {
         let store = self.store().await?;
         let maker = Rule::of(name).map(|rule| rule.maker);
@@ -297,6 +335,9 @@ fn made(store: &str, name: &Name, maker: Option<Maker>, wish: Wish) -> Result<Se
         }
         (Some(Maker::Mark), Wish::Mark) => Ok(Secret::new(jiff::Timestamp::now().to_string())),
         (Some(Maker::Mark), _) => Err(GrantError::NotYet(format!("'{name}' has not been written down yet"))),
+        (Some(Maker::Product), _) => {
+            Err(GrantError::NotYet(format!("the secret '{name}' is not there yet: a task makes it with the product")))
+        }
         // Answered before the store is read.
         (Some(Maker::Issuer), _) => Err(GrantError::refused(format!("'{name}' is made with the cluster's authority"))),
     }

@@ -56,6 +56,8 @@ pub enum Maker {
     Issuer,
     /// Written when a cluster has been formed for the first time.
     Mark,
+    /// The product itself, which lets nobody choose; kept by the host that asked for it.
+    Product,
 }
 
 /// Who may read.
@@ -194,6 +196,13 @@ pub const TABLE: &[Rule] = &[
         pattern: "nomad/management",
         what: "Nomad's bootstrap token: may do everything",
         maker: Maker::Uuid,
+        readers: Readers::Roles(&[NomadServer]),
+        rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "nomad/token/server",
+        what: "token with which Nomad's servers are asked how they are",
+        maker: Maker::Product,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "controller rotate tokens",
     },

@@ -233,6 +233,7 @@ mod tests {
             Maker::GossipKey => "32 random bytes, when first needed",
             Maker::Issuer => "the cluster's issuer",
             Maker::Mark => "the first server that sees the cluster formed",
+            Maker::Product => "the product, and kept by the server that asked it",
         };
         let row = |rule: &Rule| {
             let Rule { pattern, what, readers, rotation, .. } = rule;

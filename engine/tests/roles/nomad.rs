@@ -81,6 +81,38 @@ fn cni_plugins_are_named_where_there_are_some() {
 }
 
 #[test]
+fn a_secured_agent_is_configured() {
+    let all = json!({"nomad_bind_cidr": "10.77.1.0/24", "nomad_tls": true, "nomad_acl": true, "nomad_encrypt": true});
+    let config = configuration("consul-server-2", all.clone());
+    let tls = json!({
+        "http": true, "rpc": true, "verify_server_hostname": true, "verify_https_client": false,
+        "ca_file": "/etc/nomad.d/tls/ca.pem", "cert_file": "/etc/nomad.d/tls/cert.pem", "key_file": "/etc/nomad.d/tls/key.pem",
+    });
+    assert_eq!((&config["tls"], &config["acl"]), (&tls, &json!({"enabled": true})));
+    // With both others may ask; with one of them only this host does.
+    assert_eq!(config["addresses"], json!({"http": "127.0.0.1 10.77.1.12"}));
+    assert!(config["server"].get("encrypt").is_none(), "the key is in a file of its own");
+    for one in [json!({"nomad_tls": true}), json!({"nomad_acl": true}), json!({})] {
+        let config = configuration("consul-server-2", one.clone());
+        assert_eq!(config["addresses"], json!({"http": "127.0.0.1"}), "{one}");
+        assert_eq!(
+            (config.get("tls").is_some(), config.get("acl").is_some()),
+            (one.get("nomad_tls").is_some(), one.get("nomad_acl").is_some())
+        );
+    }
+    // Whom the gate asks, and with what.
+    let loaded = load("nomad.yaml");
+    let asked = |host: &str, name: &str, more: &Value| {
+        template::eval(name, Span::NONE, &scope(&loaded, "nomad", host, more.clone())).unwrap()
+    };
+    assert_eq!(asked("consul-server-2", "nomad_gate_url", &all), json!("https://127.0.0.1:4646"));
+    assert_eq!(asked("consul-server-2", "nomad_gate_ca", &all), json!("/etc/nomad.d/tls/ca.pem"));
+    assert_eq!(asked("consul-server-2", "nomad_gate_tokens", &all), json!(["nomad/token/server", "nomad/management"]));
+    assert_eq!(asked("nomad-client-5", "nomad_gate_tokens", &all), json!([]), "a client may read none of them");
+    assert_eq!(asked("consul-server-2", "nomad_gate_ca", &json!({})), Value::Null);
+}
+
+#[test]
 fn a_key_that_is_taken_away_is_not_there() {
     let more = json!({"nomad_config": {"telemetry": null, "limits": {"http_max_conns_per_client": 500}, "ports": {"http": 80}}});
     let config = configuration("consul-server-1", more);
@@ -122,9 +154,49 @@ fn what_cannot_work_is_refused_with_what_to_do() {
         ("nomad-client-5", json!({"nomad_cni": "yes"}), "nomad_cni is true, false or auto"),
         ("nomad-client-5", json!({"nomad_cni_version": "v1.9.1"}), "a release such as \"1.9.1\""),
         ("nomad-client-5", json!({"nomad_cni_checksum": "abc"}), "64 hexadecimal digits"),
+        ("nomad-client-5", json!({"nomad_tls": "accept"}), "are true or false"),
+        ("consul-server-1", json!({"nomad_certificate_days": 0}), "a number from 1 to 3650"),
+        (
+            "consul-server-1",
+            json!({"nomad_encrypt": true, "nomad_config": {"server": {"encrypt": "x"}}}),
+            "take the key out of nomad_config",
+        ),
+        (
+            "consul-server-1",
+            json!({"nomad_tls": true, "nomad_config": {"tls": {"rpc": true}}}),
+            "leave it to nomad_tls",
+        ),
+        ("consul-server-1", json!({"nomad_acl": true, "nomad_config": {"acl": {"enabled": false}}}), "leave it to"),
     ] {
         let (task, said) = refused(host, more);
         assert!(said.contains(part), "{task}: {said}");
+    }
+}
+
+#[test]
+fn a_cluster_that_runs_is_not_changed_host_by_host() {
+    let loaded = load("nomad.yaml");
+    for (host, running, settings, refuse) in [
+        ("consul-server-1", "", json!({"nomad_tls": true, "nomad_encrypt": true}), false),
+        ("consul-server-1", "runs", json!({}), false),
+        ("consul-server-1", "runs", json!({"nomad_acl": true}), false),
+        ("consul-server-1", "runs", json!({"nomad_tls": true}), true),
+        ("nomad-client-5", "runs", json!({"nomad_tls": true}), true),
+        ("nomad-client-5", "runs tls", json!({"nomad_tls": true, "nomad_encrypt": true}), false),
+        ("nomad-client-5", "runs tls", json!({}), true),
+        ("consul-server-1", "runs tls", json!({"nomad_config": {"tls": {"rpc": true}}}), false),
+        ("consul-server-1", "runs", json!({"nomad_encrypt": true}), true),
+        ("nomad-client-5", "runs", json!({"nomad_encrypt": true}), false),
+        ("consul-server-1", "runs keyring", json!({"nomad_encrypt": true}), false),
+        ("consul-server-1", "runs tls keyring", json!({"nomad_encrypt": true, "nomad_tls": true}), false),
+    ] {
+        let mut more = settings.clone();
+        more["nomad__running"] = json!({"stdout": running});
+        let said = refused_by(&loaded, "nomad", host, more);
+        assert_eq!(said.is_some(), refuse, "{host} {running} {settings}: {said:?}");
+        if let Some((_, message)) = said {
+            assert!(message.contains("systemctl stop nomad") && message.contains("all"), "{message}");
+        }
     }
 }
 

@@ -233,6 +233,10 @@ impl Dispatcher {
                 self.secret(waiter, name, wish);
                 Vec::new()
             }
+            Ask::Keep { name, value, in_place_of } => {
+                self.keep_secret(waiter, name, value, in_place_of);
+                Vec::new()
+            }
             Ask::Sign(request) => {
                 self.sign(waiter, request);
                 Vec::new()

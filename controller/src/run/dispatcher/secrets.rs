@@ -23,6 +23,11 @@ impl Dispatcher {
         self.fetch(waiter, Work::Secret(name, wish));
     }
 
+    /// A host has a value to be kept.
+    pub(super) fn keep_secret(&mut self, waiter: Waiter, name: String, value: Passed, in_place_of: Option<Passed>) {
+        self.fetch(waiter, Work::Keep(name, value, in_place_of));
+    }
+
     /// A host asks for a certificate.
     pub(super) fn sign(&mut self, waiter: Waiter, request: SignRequest) {
         self.fetch(waiter, Work::Sign(request));
@@ -50,6 +55,10 @@ impl Dispatcher {
                 Work::Secret(name, wish) => {
                     Answer::Secret(job.issuer.secret(reader, &name, wish, &told).await.map(Passed))
                 }
+                Work::Keep(name, value, instead) => {
+                    let instead = instead.as_ref().map(|passed| &passed.0);
+                    Answer::Secret(job.issuer.keep(reader, &name, &value.0, instead, &told).await.map(Passed))
+                }
                 Work::Sign(request) => {
                     // The same address as roles get to see.
                     let address = spec.cluster["self"]["address"].as_str().unwrap_or_default();
@@ -66,7 +75,7 @@ impl Dispatcher {
         let spec = &self.job.hosts[host];
         let twin = spec.twin.as_ref()?;
         let what = match work {
-            Work::Secret(name, _) => {
+            Work::Secret(name, _) | Work::Keep(name, ..) => {
                 let name = Name::new(name).ok()?;
                 Rule::of(&name)?.node(&name)?;
                 format!("'{name}'")
@@ -93,6 +102,7 @@ impl Dispatcher {
 /// What a host waits for.
 enum Work {
     Secret(String, Wish),
+    Keep(String, Passed, Option<Passed>),
     Sign(SignRequest),
 }
 
@@ -102,7 +112,7 @@ pub(super) type Refuse = fn(GrantError) -> Answer;
 impl Work {
     fn kind(&self) -> Refuse {
         match self {
-            Self::Secret(..) => |error| Answer::Secret(Err(error)),
+            Self::Secret(..) | Self::Keep(..) => |error| Answer::Secret(Err(error)),
             Self::Sign(_) => |error| Answer::Issued(Err(error)),
         }
     }

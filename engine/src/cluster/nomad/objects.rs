@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
@@ -91,7 +92,7 @@ impl Token {
 #[derive(Deserialize)]
 pub(super) struct RawToken {
     #[serde(rename = "AccessorID")]
-    accessor: String,
+    pub(super) accessor: String,
     #[serde(rename = "SecretID", default)]
     pub(super) secret_id: String,
     #[serde(rename = "Name", default)]
@@ -131,6 +132,30 @@ impl From<RawToken> for Token {
             create_index: raw.create_index,
         }
     }
+}
+
+/// Whether an agent is the leader, among much else.
+#[derive(Deserialize)]
+pub(super) struct Leads {
+    #[serde(default)]
+    pub(super) stats: IndexMap<String, IndexMap<String, String>>,
+}
+
+/// Who votes.
+#[derive(Deserialize)]
+pub(super) struct Raft {
+    #[serde(rename = "Servers")]
+    pub(super) servers: Vec<Peer>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Peer {
+    #[serde(rename = "ID")]
+    pub(super) id: String,
+    pub(super) node: String,
+    pub(super) leader: bool,
+    pub(super) voter: bool,
 }
 
 #[derive(Deserialize)]

@@ -64,13 +64,3 @@ fn a_check_says_what_it_can_know() {
         assert!(matches!(checked(answers), Plan::Unchanged(outcome) if outcome.unknown));
     }
 }
-
-#[test]
-fn a_foreign_bootstrap_carries_its_mark() {
-    let failure = explain(BootstrapError::Foreign { said: "HTTP 403: no longer allowed".into() });
-    assert_eq!(failure.data.get("foreign_bootstrap"), Some(&json!(true)));
-    assert!(failure.message.starts_with("someone else bootstrapped this cluster"), "{failure}");
-    assert!(failure.hint.unwrap().contains("Nothing was reset"));
-    let other = explain(BootstrapError::GaveUp { after: Duration::from_secs(3), last: "no leader".into() });
-    assert_eq!((other.message.as_str(), other.data.len()), ("not done after 3 s: no leader", 0));
-}

@@ -107,6 +107,28 @@ fn a_token_that_took_the_place_of_another_is_found_and_kept() {
 }
 
 #[test]
+fn a_token_of_another_machine_is_left_alone() {
+    let stored = |machine: &str| stored(SECRET, &format!("Made by Rollcall: dns{machine}"));
+    for (machine, told) in [(" (i-1)", Some("made for the instance i-1, and this is i-2")), (" (i-2)", None)] {
+        let server = Server::new([&stored(machine)]);
+        let mut args = args(&server);
+        args["instance"] = "i-2".into();
+        let found = go(&mut Fake::new(), "consul_acl_token", args);
+        match told {
+            Some(told) => assert!(found.unwrap_err().message.contains(told)),
+            None => assert!(!found.unwrap().changed),
+        }
+    }
+    // One of before such notes gets it; and without an inventory that knows, it keeps it.
+    let (none, with) = (stored(""), stored(" (i-2)"));
+    let server = Server::new([&none, &none, &answer("200 OK", "{}"), &with]);
+    let mut given = args(&server);
+    given["instance"] = "i-2".into();
+    assert!(go(&mut Fake::new(), "consul_acl_token", given).unwrap().changed);
+    assert!(server.requests()[2].contains("Made by Rollcall: dns (i-2)"), "{:?}", server.requests());
+}
+
+#[test]
 fn a_lifetime_is_given_when_it_is_made() {
     let (none, me) = (missing(), answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#));
     let there = stored(SECRET, "Made by Rollcall: dns");

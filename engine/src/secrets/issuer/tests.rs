@@ -237,6 +237,93 @@ async fn a_mark_is_written_once() {
     assert_eq!(ask(&issuer(&store), SERVER, "consul/formed", Wish::Mark).await.unwrap(), formed);
 }
 
+const NOMAD: &[&str] = &["all", "nomad_servers"];
+
+async fn keep(issuer: &Issuer, name: &str, value: &str, instead: Option<&str>) -> Result<String, GrantError> {
+    let groups: Vec<String> = NOMAD.iter().map(|g| (*g).to_owned()).collect();
+    let (reader, instead) = (Reader { host: "h1", groups: &groups }, instead.map(Secret::new));
+    let kept = issuer.keep(reader, name, &Secret::new(value), instead.as_ref(), &|_| ()).await;
+    kept.map(|secret| secret.expose().to_owned())
+}
+
+#[tokio::test]
+async fn what_the_product_made_is_kept_once() {
+    let store = Arc::new(Memory::default());
+    let name = "nomad/token/server";
+    for wish in [Wish::Look, Wish::Make] {
+        assert!(
+            matches!(ask(&issuer(&store), NOMAD, name, wish).await, Err(GrantError::NotYet(_))),
+            "nobody chooses it"
+        );
+    }
+    // Ten hosts at once, over one issuer and over ten: one wins, and all hear who.
+    let one = issuer(&store);
+    let mut heard = Vec::new();
+    for batch in [true, false] {
+        let turns = (0..5).map(|turn| {
+            let (one, store) = (&one, &store);
+            async move {
+                let value = format!("value-{batch}-{turn}");
+                if batch { keep(one, name, &value, None).await } else { keep(&issuer(store), name, &value, None).await }
+            }
+        });
+        for turn in futures_join(turns).await {
+            heard.push(turn.unwrap());
+        }
+    }
+    let stands = store.value(name).unwrap();
+    assert!(heard.iter().all(|value| *value == stands), "{heard:?}");
+    assert_eq!(ask(&one, NOMAD, name, Wish::Look).await.unwrap(), stands);
+    // One that is of no use is replaced, by who knows it; nobody else's is.
+    assert_eq!(keep(&one, name, "value-new", Some("another")).await.unwrap(), stands);
+    assert_eq!(keep(&one, name, "value-new", Some(&stands)).await.unwrap(), "value-new");
+    assert_eq!(keep(&one, name, "value-later", Some(&stands)).await.unwrap(), "value-new");
+    assert_eq!(ask(&one, NOMAD, name, Wish::Make).await.unwrap(), "value-new");
+}
+
+async fn futures_join<T>(turns: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut all: Vec<_> = turns.map(|turn| Box::pin(async move { Some(turn.await) })).collect();
+    let mut done: Vec<Option<T>> = all.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        let mut waiting = false;
+        for (turn, done) in all.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            match turn.as_mut().poll(cx) {
+                std::task::Poll::Ready(value) => *done = value,
+                std::task::Poll::Pending => waiting = true,
+            }
+        }
+        if waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().map(Option::unwrap).collect()
+}
+
+#[tokio::test]
+async fn hosts_write_nothing_else() {
+    let store = Arc::new(Memory::default());
+    for (name, why) in [
+        ("nomad/management", "is not for hosts to write"),
+        ("nomad/gossip", "is not for hosts to write"),
+        ("nomad/formed", "is not for hosts to write"),
+        ("ca/certificate", "is not for hosts to write"),
+        ("consul/management", "may not read the secret"),
+        ("app/key", "it is granted to web"),
+        ("../x", "no name of a secret"),
+    ] {
+        let (found, _) = refused(keep(&issuer(&store), name, "value-a", None).await);
+        assert!(found.contains(why), "{name}: {found}");
+    }
+    assert!(store.values.lock().unwrap().is_empty());
+    let client: Vec<String> = ["nomad_clients".to_owned()].into();
+    let reader = Reader { host: "h2", groups: &client };
+    let kept = issuer(&store).keep(reader, "nomad/token/server", &Secret::new("value-a"), None, &|_| ()).await;
+    assert!(refused(kept.map(|_| String::new())).0.contains("it is read by nomad_servers"));
+    // A lost answer to the write, and a store that is away for a moment.
+    store.lost.store(1, Ordering::SeqCst);
+    store.sealed.store(1, Ordering::SeqCst);
+    assert_eq!(keep(&issuer(&store), "nomad/token/server", "value-a", None).await.unwrap(), "value-a");
+}
+
 #[tokio::test]
 async fn a_value_that_could_not_be_hidden_is_refused() {
     let store = Arc::new(Memory::default());

@@ -1,0 +1,319 @@
+//! The role nomad with certificates, gossip encrypted and ACLs on real hosts, secrets in the project's store: one run from bare
+//! hosts to a secured cluster, nothing to do in the next, what is put back when somebody takes it away, changes that go through it
+//! one by one, and a running cluster that is not led over by halves.
+
+use rollcall_tests::{Borrowed, Lab, Project, Said};
+use serde_json::Value;
+
+const SERVERS: usize = 3;
+const CLIENT: usize = SERVERS;
+const ALL: usize = SERVERS + 1;
+
+/// A job that the cluster has to keep.
+const JOB: &str = r#"
+job "kept" {
+  datacenters = ["*"]
+  group "one" {
+    task "sleeps" {
+      driver = "exec"
+      config {
+        command = "/bin/sleep"
+        args    = ["100000"]
+      }
+      resources {
+        cpu    = 50
+        memory = 16
+      }
+    }
+  }
+}
+"#;
+
+/// Three servers and a client, and their project.
+struct Cluster {
+    hosts: Borrowed,
+    project: Project,
+}
+
+impl Cluster {
+    fn plan(more: &str) -> Self {
+        let lab = Lab::shared();
+        let hosts = lab.borrow(ALL, "");
+        let inventory = hosts.inventory(&[("nomad_servers", SERVERS), ("nomad_clients", 1)]);
+        let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
+        project.add_settings("cluster: test\n");
+        let cluster = Self { hosts, project };
+        cluster.configure(more);
+        cluster
+    }
+
+    fn configure(&self, more: &str) {
+        let status = self.hosts.lab.status();
+        let given =
+            format!("nomad_mirror: {}\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n", status.mirror, status.subnet);
+        self.project.write("group_vars/all.yaml", &format!("{given}{more}"));
+    }
+
+    fn run(&self, more: &[&str]) -> Said {
+        self.project.controller(["run", "nomad.yaml", "--json"].into_iter().chain(more.iter().copied()))
+    }
+
+    /// Nothing changes, and nobody waits for anything.
+    #[track_caller]
+    fn is_silent(&self) {
+        for more in [&[][..], &["--check"]] {
+            let again = self.run(more).ok();
+            for what in ["changed", "failed", "may_change"] {
+                assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
+            }
+        }
+    }
+
+    /// A secret, fetched as a server may, from a place that is gone with the next boot.
+    #[track_caller]
+    fn secret(&self, name: &str) -> String {
+        let play = format!(
+            "- hosts: nomad_servers[0]\n  become: true\n  tasks:\n    - copy: {{content: \"{{{{ secret('{name}') }}}}\", dest: /run/secret, \
+             mode: '0600'}}\n"
+        );
+        self.project.write("secret.yaml", &play);
+        self.project.controller(["run", "secret.yaml"]).ok();
+        let value = self.hosts.read(0, "/run/secret").trim().to_owned();
+        self.hosts.root(0, "rm /run/secret").ok();
+        value
+    }
+
+    /// A request to an agent, over HTTPS, with a token or (an empty one) without.
+    fn request(&self, host: usize, token: &str, more: &str) -> Said {
+        let token = if token.is_empty() { String::new() } else { format!("--header 'X-Nomad-Token: {token}'") };
+        let ca = "--cacert /etc/nomad.d/tls/ca.pem";
+        self.hosts.root(host, &format!("curl --silent --show-error --fail-with-body {ca} {token} {more}"))
+    }
+
+    /// Each server's name in Nomad, and who leads by all of them.
+    #[track_caller]
+    fn leader(&self, token: &str) -> String {
+        let raft = self.request(0, token, &format!("{API}/operator/raft/configuration")).ok().json();
+        let servers = raft["Servers"].as_array().into_iter().flatten();
+        let leaders: Vec<&Value> = servers.filter(|server| server["Leader"] == true).collect();
+        assert_eq!(leaders.len(), 1, "{raft}");
+        leaders[0]["Node"].as_str().expect("it has a name").trim_end_matches(".global").to_owned()
+    }
+
+    #[track_caller]
+    fn all(&self, line: &str) -> Vec<String> {
+        (0..ALL).map(|host| self.hosts.root(host, line).ok().text().to_owned()).collect()
+    }
+}
+
+const API: &str = "https://127.0.0.1:4646/v1";
+const PROCESS: &str = "systemctl show --property MainPID --property ActiveEnterTimestamp nomad";
+
+#[test]
+fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
+    // As the example says it.
+    let example = rollcall_tests::root().join("examples/nomad-secured/group_vars/all.yaml");
+    let settings = std::fs::read_to_string(&example).expect("the example is there");
+    let cluster = Cluster::plan(&settings);
+    // A check of bare hosts makes no secret.
+    let checked = cluster.run(&["--check", "--diff"]).ok();
+    assert!(checked.counted("changed") > 0, "{}", checked.report());
+    let stores = format!("find '{}' -name '*.age'", cluster.project.home().display());
+    assert_eq!(cluster.project.shell(&stores).ok().text(), "");
+
+    let first = cluster.run(&["--diff"]).ok();
+    let (management, own) = (cluster.secret("nomad/management"), cluster.secret("nomad/token/server"));
+    for secret in [&management, &own] {
+        assert_eq!(secret.len(), 36);
+        assert!(!first.out.contains(secret.as_str()) && !first.err.contains(secret.as_str()), "a token was told");
+    }
+    cluster.is_silent();
+
+    nobody_learns_anything_without(&cluster, &management, &own);
+    whoever_takes_something_away(&cluster, &management, &own);
+    a_change_goes_through_one_by_one(&cluster, &settings, &management);
+    what_ends_soon_is_renewed(&cluster, &management);
+}
+
+fn nobody_learns_anything_without(cluster: &Cluster, management: &str, own: &str) {
+    // The client was not too early: it is there at once.
+    let nodes = cluster.request(0, management, &format!("{API}/nodes")).ok().json();
+    assert_eq!(nodes.as_array().map(Vec::len), Some(1), "{nodes}");
+    for path in ["nodes", "jobs", "agent/self", "operator/autopilot/health", "acl/tokens"] {
+        cluster.request(CLIENT, "", &format!("{API}/{path}")).ends(22).says("Permission denied");
+    }
+    // The servers' own token is good for how they are, and no more.
+    let health = cluster.request(1, own, &format!("{API}/operator/autopilot/health")).ok().json();
+    assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
+    for path in ["acl/tokens", "jobs?namespace=default"] {
+        let said = cluster.request(1, own, &format!("'{API}/{path}'"));
+        assert!(said.code == 22 || said.text() == "[]", "{}", said.report());
+    }
+    // HTTPS only, by the cluster's authority only, also from another host.
+    let address = cluster.hosts.host(0).address.clone();
+    let there = format!("https://{address}:4646/v1/nodes");
+    cluster.request(CLIENT, management, &there).ok();
+    cluster.hosts.root(CLIENT, &format!("curl --silent --fail http://{address}:4646/v1/status/leader")).ends(22);
+    cluster.hosts.root(CLIENT, &format!("curl --silent https://{address}:4646/v1/status/leader")).ends(60);
+    // RPC asks for a certificate, and a client's is no server's.
+    let rpc = |more: &str| {
+        format!(
+            "(printf '\\004'; sleep 3) | timeout 10 openssl s_client -connect {address}:4646 -CAfile \
+             /etc/nomad.d/tls/ca.pem -verify_return_error {more} 2>&1"
+        )
+    };
+    cluster.hosts.root(CLIENT, &rpc("-verify_hostname server.global.nomad")).ok();
+    cluster.hosts.root(CLIENT, &rpc("-verify_hostname nomad.service.consul")).ok();
+    let names = cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -ext subjectAltName");
+    assert!(names[0].contains("server.global.nomad") && names[0].contains("nomad.service.consul"), "{names:?}");
+    assert!(names[CLIENT].contains("client.global.nomad") && !names[CLIENT].contains("server."), "{names:?}");
+    // Without a certificate nobody gets to speak RPC; in the clear neither.
+    let plain = format!("exec 3<> /dev/tcp/{address}/4647; printf '\\001' >&3; timeout 5 cat <&3");
+    cluster.hosts.root(CLIENT, &format!("bash -c \"{plain}\"")).ok();
+    cluster.hosts.root(0, "journalctl --unit nomad | grep 'non-TLS connection attempted'").ok();
+    // A client's agent that says it is a server is not taken for one: it does not get into Raft.
+    let raft = cluster.request(0, management, &format!("{API}/operator/raft/configuration")).ok().json();
+    assert_eq!(raft["Servers"].as_array().map(Vec::len), Some(SERVERS), "{raft}");
+    cluster.hosts.root(0, "test -s /var/lib/nomad/server/serf.keyring").ok();
+
+    // Where the tokens are: in no file of any host; and the search finds what is there.
+    let search = |host: usize, what: &str| {
+        let line = format!(
+            "grep --recursive --files-with-matches --binary-files=text --exclude-dir=raft -e '{what}' /etc /run /var/lib /var/log /tmp /root \
+             /home /opt || true"
+        );
+        cluster.hosts.root(host, &line).ok().out
+    };
+    let gossip = cluster.secret("nomad/gossip");
+    for host in [0, CLIENT] {
+        for secret in [management, own] {
+            assert_eq!(search(host, secret), "", "{host}");
+        }
+    }
+    assert_eq!(search(CLIENT, &gossip), "");
+    let found = search(0, &gossip);
+    assert!(found.contains("/etc/nomad.d/gossip.json") && found.lines().count() == 2, "the control: {found}");
+}
+
+fn whoever_takes_something_away(cluster: &Cluster, management: &str, own: &str) {
+    let accessor = |token: &str| {
+        let it = cluster.request(0, token, &format!("{API}/acl/token/self")).ok().json();
+        it["AccessorID"].as_str().expect("it has one").to_owned()
+    };
+    let before = accessor(own);
+    cluster.request(0, management, &format!("--request DELETE {API}/acl/token/{before}")).ok();
+    cluster.request(0, management, &format!("--request DELETE {API}/acl/policy/rollcall-server")).ok();
+    let open = r#"--request PUT --data '{"Name": "anonymous", "Rules": "node { policy = \"write\" }"}'"#;
+    cluster.request(0, management, &format!("{open} {API}/acl/policy/anonymous")).ok();
+    // Beside it one that somebody made and did not come to keep.
+    let orphan = r#"--request PUT --data '{"Name": "Made by Rollcall: how servers are", "Type": "management"}'"#;
+    cluster.request(0, management, &format!("{orphan} {API}/acl/token")).ok();
+    let mended = cluster.run(&[]).ok();
+    assert!(mended.counted("changed") >= 3, "{}", mended.report());
+    cluster.request(0, "", &format!("{API}/nodes")).ends(22);
+    let new = cluster.secret("nomad/token/server");
+    assert_ne!(new, own, "Nomad chooses");
+    let tokens = cluster.request(0, management, &format!("{API}/acl/tokens")).ok().json();
+    let ours: Vec<&Value> = tokens
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|token| token["Name"] == "Made by Rollcall: how servers are")
+        .collect();
+    assert_eq!(ours.len(), 1, "{tokens}");
+    assert_eq!(ours[0]["AccessorID"], accessor(&new));
+    cluster.is_silent();
+}
+
+fn a_change_goes_through_one_by_one(cluster: &Cluster, settings: &str, management: &str) {
+    cluster.hosts.root(CLIENT, &format!("cat > /run/job.hcl <<'JOB'\n{JOB}\nJOB")).ok();
+    let run = format!(
+        "NOMAD_ADDR=https://127.0.0.1:4646 NOMAD_CACERT=/etc/nomad.d/tls/ca.pem NOMAD_TOKEN={management} nomad job run /run/job.hcl"
+    );
+    cluster.hosts.root(CLIENT, &run).ok();
+    let leader = cluster.leader(management);
+    cluster.configure(&format!("{settings}nomad_log_level: WARN\n"));
+    let changed = cluster.run(&[]).ok();
+    // Who led had another one chosen, before it stopped.
+    let lines: Vec<Value> = changed.out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let handed: Vec<&Value> = lines
+        .iter()
+        .filter(|event| event["host"] == leader.as_str() && event.to_string().contains("\"leader\":\""))
+        .collect();
+    assert!(!handed.is_empty(), "{leader} led, and nobody was chosen: {}", changed.report());
+    assert!(!changed.out.contains("was not to be learned"), "{}", changed.report());
+    for server in 0..SERVERS {
+        let stops = "journalctl --unit nomad --quiet | grep --count 'Stopping nomad' || true";
+        assert_eq!(cluster.hosts.root(server, stops).ok().text(), "1");
+    }
+    let health = cluster.request(0, management, &format!("{API}/operator/autopilot/health")).ok().json();
+    assert_eq!(health["FailureTolerance"], 1, "{health}");
+    let jobs = cluster.request(CLIENT, management, &format!("{API}/job/kept/allocations")).ok().json();
+    assert_eq!((jobs[0]["ClientStatus"].as_str(), jobs.as_array().map(Vec::len)), (Some("running"), Some(1)), "{jobs}");
+    cluster.is_silent();
+}
+
+fn what_ends_soon_is_renewed(cluster: &Cluster, management: &str) {
+    let served = "openssl s_client -connect 127.0.0.1:4646 < /dev/null 2> /dev/null | openssl x509 -noout -serial";
+    let (before, old) = (cluster.all(PROCESS), cluster.all(served));
+    // Of a long life little is left: it is asked for that much.
+    cluster.all("rm /etc/nomad.d/tls/cert.pem");
+    let renewed = cluster.run(&[]).ok();
+    assert_eq!(
+        renewed.counted("changed"),
+        2 * ALL as u64,
+        "the certificate and the reload, each: {}",
+        renewed.report()
+    );
+    assert_eq!(cluster.all(PROCESS), before, "nothing restarts");
+    let new = cluster.all(served);
+    assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
+    assert_eq!(new, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"));
+    // All of them go on talking: a client's heartbeat and the servers among themselves.
+    let begun = std::time::Instant::now();
+    loop {
+        let health = cluster.request(0, management, &format!("{API}/operator/autopilot/health")).text().to_owned();
+        let nodes = cluster.request(0, management, &format!("{API}/nodes")).text().to_owned();
+        if health.contains("\"FailureTolerance\":1") && nodes.contains("\"Status\":\"ready\"") {
+            break;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "{health} {nodes}");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    cluster.is_silent();
+}
+
+#[test]
+fn a_running_cluster_is_not_led_over_by_halves() {
+    let cluster = Cluster::plan("");
+    cluster.run(&[]).ok();
+    cluster.hosts.root(CLIENT, &format!("nomad job run - <<'JOB'\n{JOB}\nJOB")).ok();
+    let before = cluster.all(PROCESS);
+    for (settings, why) in [
+        ("nomad_tls: true\n", "Nomad runs here without TLS, and nomad_tls is True"),
+        ("nomad_encrypt: true\n", "a member of a cluster without gossip encryption"),
+    ] {
+        cluster.configure(settings);
+        // Also where some of the hosts could.
+        cluster.hosts.root(1, "systemctl stop nomad").ok();
+        cluster.run(&[]).ends(4).says(why).says("systemctl stop nomad");
+        cluster.all("test ! -e /etc/nomad.d/tls && test ! -e /etc/nomad.d/gossip.json");
+        cluster.hosts.root(1, "systemctl start nomad").ok();
+    }
+    assert_eq!(cluster.all(PROCESS)[0], before[0]);
+    // ACLs alone are turned on while it runs.
+    cluster.configure("nomad_acl: true\n");
+    cluster.run(&[]).ok();
+    cluster.is_silent();
+    // All at once, as it is told: what the cluster knew, it knows.
+    cluster.configure("nomad_tls: true\nnomad_encrypt: true\nnomad_acl: true\n");
+    cluster.project.controller(["exec", "nomad_servers:nomad_clients", "-b", "--", "systemctl", "stop", "nomad"]).ok();
+    cluster.run(&[]).ok();
+    cluster.is_silent();
+    let management = cluster.secret("nomad/management");
+    let jobs = cluster.request(CLIENT, &management, &format!("{API}/job/kept/allocations")).ok().json();
+    assert_eq!((jobs[0]["ClientStatus"].as_str(), jobs.as_array().map(Vec::len)), (Some("running"), Some(1)), "{jobs}");
+    // And not back by halves either.
+    cluster.configure("nomad_encrypt: true\nnomad_acl: true\n");
+    cluster.run(&[]).ends(4).says("Nomad runs here with TLS, and nomad_tls is False");
+}
