@@ -1,5 +1,7 @@
 //! Consul's HTTP API: a thin typed client that blocks. Only the endpoints that are used here.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Method;
 use serde::Deserialize;
@@ -19,6 +21,7 @@ use crate::{
 
 mod login;
 mod objects;
+mod operate;
 
 pub use super::error::{ApiError, Kind};
 pub use login::{AuthMethod, BindingRule};
@@ -26,6 +29,7 @@ pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
 use objects::{RawRole, RawToken};
+pub use operate::{Member, Ring};
 
 /// How Consul speaks.
 static DIALECT: Dialect = Dialect { product: "Consul", header: "X-Consul-Token", kind };
@@ -94,9 +98,12 @@ impl Consul {
         Ok(found.map(Token::from))
     }
 
-    /// Makes a token; both ids are ours.
-    pub fn create_token(&self, token: &Token) -> Result<(), ApiError> {
+    /// Makes a token; both ids are ours. It ends after this long, if one is given.
+    pub fn create_token(&self, token: &Token, lifetime: Option<Duration>) -> Result<(), ApiError> {
         let mut body = token.body();
+        if let Some(lifetime) = lifetime {
+            body.insert("ExpirationTTL".into(), format!("{}s", lifetime.as_secs()).into());
+        }
         let secret = token.secret.clone().unwrap_or_else(|| Secret::new(""));
         body.insert("SecretID".into(), secret.expose().into());
         let body = Value::Object(body);

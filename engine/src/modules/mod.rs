@@ -39,15 +39,28 @@ pub mod consul_acl_policy;
 pub mod consul_acl_role;
 /// `consul_acl_token`.
 pub mod consul_acl_token;
+/// `consul_acl_token_rotate`.
+pub mod consul_acl_token_rotate;
+/// `consul_acl_tokens`.
+pub mod consul_acl_tokens;
 /// `consul_agent_token`.
 pub mod consul_agent_token;
 mod consul_api;
+/// `consul_keyring`.
+pub mod consul_keyring;
 /// `consul_kv`.
 pub mod consul_kv;
+/// `consul_member`.
+pub mod consul_member;
 /// `copy`.
 pub mod copy;
 /// `debug`.
 pub mod debug;
+mod docker;
+/// `docker_container`.
+pub mod docker_container;
+/// `docker_image`.
+pub mod docker_image;
 /// `download`.
 pub mod download;
 /// `fail`.
@@ -121,10 +134,16 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
     &consul_acl_token::DEFINITION,
+    &consul_acl_token_rotate::DEFINITION,
+    &consul_acl_tokens::DEFINITION,
     &consul_agent_token::DEFINITION,
+    &consul_keyring::DEFINITION,
     &consul_kv::DEFINITION,
+    &consul_member::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
+    &docker_container::DEFINITION,
+    &docker_image::DEFINITION,
     &download::DEFINITION,
     &fail::DEFINITION,
     &file::DEFINITION,

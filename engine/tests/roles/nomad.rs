@@ -55,12 +55,29 @@ fn a_client_is_configured() {
     assert_eq!(client["server_join"]["retry_join"], json!(["10.77.1.11", "10.77.1.12", "10.77.1.13"]));
     assert_eq!(config["plugin"]["raw_exec"]["config"]["enabled"], json!(true));
     assert_eq!(config["consul"], json!({"address": "127.0.0.1:8500"}));
+    // What is given is merged into what the role knows of docker.
+    assert_eq!(config["plugin"]["docker"]["config"]["allow_privileged"], json!(false));
+    let gc =
+        configuration("nomad-client-5", json!({"nomad_plugins": {"docker": {"config": {"gc": {"image": false}}}}}));
+    let wanted = json!({"allow_privileged": false, "volumes": {"enabled": false}, "gc": {"image": false}});
+    assert_eq!(gc["plugin"]["docker"]["config"], wanted);
     for key in ["server", "autopilot", "ui"] {
         assert!(config.get(key).is_none(), "{key}");
     }
     // A small cluster's hosts may be both.
     let both = configuration("consul-server-1", json!({"nomad_client": true}));
     assert_eq!((&both["server"]["enabled"], &both["client"]["enabled"]), (&true.into(), &true.into()));
+}
+
+#[test]
+fn cni_plugins_are_named_where_there_are_some() {
+    let path = |host: &str, more: Value| configuration(host, more)["client"]["cni_path"].clone();
+    let docker = |exists: bool| json!({"stat": {"exists": exists}});
+    assert_eq!(path("nomad-client-5", json!({"nomad__docker": docker(true)})), "/opt/cni/1.9.1");
+    assert_eq!(path("nomad-client-5", json!({"nomad__docker": docker(false)})), Value::Null);
+    assert_eq!(path("nomad-client-5", json!({"nomad_cni": true, "nomad_cni_version": "1.8.0"})), "/opt/cni/1.8.0");
+    assert_eq!(path("nomad-client-5", json!({"nomad_cni": false, "nomad__docker": docker(true)})), Value::Null);
+    assert_eq!(path("consul-server-1", json!({"nomad_cni": true})), Value::Null);
 }
 
 #[test]
@@ -134,6 +151,9 @@ fn what_cannot_work_is_refused_with_what_to_do() {
             "nomad_config sets region, bind_addr",
         ),
         ("nomad-client-5", json!({"nomad_meta": []}), "are mappings"),
+        ("nomad-client-5", json!({"nomad_cni": "yes"}), "nomad_cni is true, false or auto"),
+        ("nomad-client-5", json!({"nomad_cni_version": "v1.9.1"}), "a release such as \"1.9.1\""),
+        ("nomad-client-5", json!({"nomad_cni_checksum": "abc"}), "64 hexadecimal digits"),
         ("nomad-client-5", json!({"nomad_tls": "accept"}), "are true or false"),
         ("consul-server-1", json!({"nomad_certificate_days": 0}), "a number from 1 to 3650"),
         (
