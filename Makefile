@@ -58,8 +58,8 @@ test-unit: ## The tests that need neither root nor hosts
 test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or a file's
 	@tests/run lab $(T)
 
-test-faults: ## 100 kills (-9) each of controller, agent and host, at random points (root); KILLS=N
-	@ROLLCALL_TEST_KILLS=$(KILLS) tests/run lab seeded_kills
+test-faults: ## The full sweep of kills, races and pauses, counted in docs/faults.md (root; an hour or two); KILLS=N
+	@tests/faults $(KILLS)
 
 test-readme: ## The commands of README and manual, as a newcomer runs them (root; builds the shipped programs)
 	@tests/run readme

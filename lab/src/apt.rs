@@ -1,6 +1,7 @@
 //! The package repository that hosts install from: real Debian packages with all that they depend on, and one small
 //! package of our own in two versions, signed with a key that is made once.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -13,7 +14,7 @@ use crate::programs::{Workshop, tool};
 /// The name of our repository's only suite.
 pub(crate) const SUITE: &str = "lab";
 /// What roles and tests install; their dependencies come along.
-const PACKAGES: [&str; 5] = ["jq", "chrony", "logrotate", "unzip", "cron"];
+const PACKAGES: [&str; 6] = ["jq", "chrony", "logrotate", "unzip", "cron", "libfaketime"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Our own package.
 const PROBE: &str = "rollcall-probe";
@@ -28,9 +29,14 @@ pub(crate) fn source_line(base: &str, key: &str) -> String {
 }
 
 /// The repository's folder, made if need be.
-pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
+///
+/// `further` names packages that not every lab has. Each set of them is a repository of its own, made once.
+pub(crate) async fn repository(workshop: &Workshop<'_>, further: &[String]) -> anyhow::Result<PathBuf> {
     let arch = crate::programs::go_arch();
-    let packages = PACKAGES.join(" ");
+    let wanted: BTreeSet<&str> = PACKAGES.into_iter().chain(further.iter().map(String::as_str)).collect();
+    // Without further ones it is the list as it stands.
+    let wanted: Vec<&str> = if further.is_empty() { PACKAGES.to_vec() } else { wanted.into_iter().collect() };
+    let packages = wanted.join(" ");
     let mirror = crate::base::mirror()?;
     let inputs = [FORMAT, &packages, RELEASE, &mirror.url, arch, &PROBE_VERSIONS.join(" ")];
     workshop
@@ -39,7 +45,7 @@ pub(crate) async fn repository(workshop: &Workshop<'_>) -> anyhow::Result<PathBu
             let pool = folder.join("pool/main");
             std::fs::create_dir_all(&pool).with_context(|| format!("cannot make {}", pool.display()))?;
             give_tree(&folder, workshop)?;
-            download(workshop, &mirror, &pool, arch).await?;
+            download(workshop, &mirror, &pool, arch, &wanted).await?;
             for version in PROBE_VERSIONS {
                 build_probe(workshop, &pool, version).await?;
             }
@@ -64,7 +70,13 @@ fn scratch(workshop: &Workshop<'_>) -> anyhow::Result<tempfile::TempDir> {
 }
 
 /// Lets apt resolve for a machine that has nothing installed, so that every dependency is fetched.
-async fn download(workshop: &Workshop<'_>, mirror: &Mirror, pool: &Path, arch: &str) -> anyhow::Result<()> {
+async fn download(
+    workshop: &Workshop<'_>,
+    mirror: &Mirror,
+    pool: &Path,
+    arch: &str,
+    packages: &[&str],
+) -> anyhow::Result<()> {
     let keyring =
         || crate::failure::Failure::new(format!("{KEYRING} is missing"), "apt-get install debian-archive-keyring");
     anyhow::ensure!(Path::new(KEYRING).exists(), keyring());
@@ -80,7 +92,7 @@ async fn download(workshop: &Workshop<'_>, mirror: &Mirror, pool: &Path, arch: &
     let sources = lines.concat();
     let apt = PrivateApt::new(workshop, &sources, arch).await?;
     apt.get(workshop, &["update"]).await?;
-    apt.get(workshop, &[&["--download-only", "install"][..], &PACKAGES[..]].concat()).await?;
+    apt.get(workshop, &[&["--download-only", "install"][..], packages].concat()).await?;
     for path in apt.archives()? {
         // apt writes epochs as `%3a`, which a URL would have to escape once more.
         let name = path.file_name().unwrap_or_default().to_string_lossy().replace("%3a", ".");
@@ -329,7 +341,7 @@ mod tests {
         let owner = paths::owner().unwrap();
         let cache = paths::cache_dir(&owner).unwrap();
         let workshop = Workshop { cache: &cache, owner: &owner, say: &|_| {} };
-        let folder = repository(&workshop).await.unwrap();
+        let folder = repository(&workshop, &[]).await.unwrap();
         let names = fetched(&workshop, &folder, &["rollcall-probe=1.0", "jq"]).await.unwrap();
         assert!(names.contains(&"rollcall-probe_1.0_all.deb".to_owned()), "{names:?}");
         assert!(names.iter().any(|name| name.starts_with("libonig5_")), "dependencies come along: {names:?}");

@@ -150,7 +150,7 @@ pub(crate) fn run(cli: Cli) -> Result<u8> {
 }
 
 fn prepare(further: &[String]) -> Result<()> {
-    let (image, prepared) = up::prepare(further)?;
+    let (image, prepared) = up::prepare(further, &[])?;
     output::note(format!("image      {}", image.display()));
     for program in &prepared.programs {
         output::note(format!("{:10} {} ({})", program.name, program.path.display(), program.version));

@@ -23,6 +23,9 @@ pub(crate) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(20);
 /// Exit code with which nspawn says that the host wants to be started again.
 pub(crate) const REBOOT: i32 = 133;
 
+/// Where hosts keep the layers of containers: parts of the disk that are no overlay, as an overlay cannot be a layer of another.
+const LAYERED: [&str; 2] = ["/var/lib/docker", "/var/lib/containerd"];
+
 /// What every host of a lab shares.
 #[derive(Debug, Clone)]
 pub(crate) struct HostEnv {
@@ -86,7 +89,8 @@ impl Disk {
         mount(Some("rollcall-lab"), &self.store(), Some("tmpfs"), MsFlags::MS_NODEV, Some(size.as_str()))
             .with_context(|| format!("cannot mount the disk {}", self.store().display()))?;
         let (upper, work) = (self.store().join("upper"), self.store().join("work"));
-        for dir in [&upper, &work] {
+        let layers = LAYERED.map(|path| self.layers(path));
+        for dir in [&upper, &work].into_iter().chain(&layers) {
             std::fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
             std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
                 .with_context(|| format!("cannot set the mode of {}", dir.display()))?;
@@ -100,6 +104,11 @@ impl Disk {
         );
         mount(Some("overlay"), &self.root(), Some("overlay"), MsFlags::empty(), Some(options.as_str()))
             .with_context(|| format!("cannot mount the overlay {}", self.root().display()))
+    }
+
+    /// What of the disk a folder of [`LAYERED`] is.
+    fn layers(&self, path: &str) -> PathBuf {
+        self.store().join(path.rsplit('/').next().unwrap_or(path))
     }
 
     /// Throws the disk away, and keeps the console's log.
@@ -181,6 +190,10 @@ pub(crate) fn seed(env: &HostEnv, disk: &Disk, instance: &Instance) -> Result<()
         write("etc/apt/sources.list.d/rollcall-lab.list", 0o644, env.apt.list.as_bytes())?;
         write(&env.apt.key_file, 0o644, &env.apt.key)?;
     }
+    // The kernel has what bridges need, or this lab had none; programs look for it where modules would be.
+    let kernel = nix::sys::utsname::uname().context("cannot tell the kernel's version")?;
+    let modules = format!("usr/lib/modules/{}/modules.builtin", kernel.release().to_string_lossy());
+    write(&modules, 0o644, b"kernel/net/bridge/bridge.ko\n")?;
     write("etc/systemd/network/10-host0.network", 0o644, network_file(env.subnet, instance.address).as_bytes())?;
     let mut keys = instance.public_keys.join("\n");
     if !keys.is_empty() {
@@ -258,6 +271,7 @@ pub(crate) fn start(env: &HostEnv, disk: &Disk, instance: &Instance) -> Result<t
         .arg(format!("--uuid={}", machine_id(&instance.id)))
         .arg(format!("--network-bridge={}", net::BRIDGE))
         .arg(format!("--directory={}", disk.root().display()))
+        .args(LAYERED.map(|path| format!("--bind={}:{path}", disk.layers(path).display())))
         .arg("--setenv=SYSTEMD_COLORS=0")
         .env("GROUPS_TO_JOIN", groups.join(" "))
         // /tmp is a part of the disk, as on Debian.
@@ -308,11 +322,16 @@ disk=$(stat -c %d /)
 for dir in /*; do
     [ -d "$dir" ] && [ ! -L "$dir" ] && [ "$(stat -c %d "$dir")" = "$disk" ] || continue
     grep -q " $dir overlay ro" /proc/1/mounts && continue
-    mount --bind "$dir" "$stage"
-    mount --make-private "$stage"
+    mount --rbind "$dir" "$stage"
+    mount --make-rprivate "$stage"
     mount -o remount,bind,ro "$stage"
-    mount --bind "$stage" "$dir"
-    umount "$stage"
+    # Parts of the same disk, mounted inside.
+    for part in /var/lib/docker /var/lib/containerd; do
+        inside=${part#"$dir"}
+        [ "$inside" = "$part" ] || mount -o remount,bind,ro "$stage$inside"
+    done
+    mount --rbind "$stage" "$dir"
+    umount -l "$stage"
 done
 rmdir "$stage"
 "#;

@@ -20,7 +20,7 @@ use http_body::Frame;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
-use crate::programs::Program;
+use crate::programs::{Layout, Program};
 
 /// What one read from a served file takes at most.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -87,7 +87,7 @@ fn media_type(path: &Path) -> &'static str {
         Some("zip") => "application/zip",
         Some("json") => "application/json",
         Some("deb") => "application/vnd.debian.binary-package",
-        Some("gz") => "application/gzip",
+        Some("gz" | "tgz") => "application/gzip",
         Some("gpg") => "application/octet-stream",
         _ => "text/plain; charset=utf-8",
     }
@@ -135,17 +135,28 @@ impl http_body::Body for FileBody {
     }
 }
 
-/// Puts a program into the tree: `NAME/VERSION/NAME_VERSION_linux_ARCH.zip`, `NAME_VERSION_SHA256SUMS`, and the
-/// product's `index.json`. Does nothing where the zip is already there and was made from the same file.
+/// Puts a program into the tree, in its vendor's layout. HashiCorp's: `NAME/VERSION/NAME_VERSION_linux_ARCH.zip`,
+/// `NAME_VERSION_SHA256SUMS`, and the product's `index.json`. Plugins: `NAME/vVERSION/NAME-linux-ARCH-vVERSION.tgz` and the same
+/// with `.sha256`. Does nothing where the archive is already there and was made from the same file.
 pub(crate) fn publish(root: &Path, program: &Program, arch: &str) -> anyhow::Result<()> {
     let (name, version) = (&program.name, &program.version);
-    let folder = root.join(name).join(version);
+    let folder = match program.layout {
+        Layout::Program => root.join(name).join(version),
+        Layout::Plugins => root.join(name).join(format!("v{version}")),
+    };
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let meta = std::fs::metadata(&program.path).with_context(|| format!("cannot read {}", program.path.display()))?;
     let origin = format!("{} {} {:?}\n", program.path.display(), meta.len(), meta.modified().ok());
     let stamp = root.join(format!(".{name}_{version}.from"));
     if std::fs::read_to_string(&stamp).is_ok_and(|known| known == origin) {
         return Ok(());
+    }
+    if program.layout == Layout::Plugins {
+        let file = format!("{name}-linux-{arch}-v{version}.tgz");
+        let archive = folder.join(&file);
+        pack_folder(&program.path, &archive).with_context(|| format!("cannot make {}", archive.display()))?;
+        write(&folder.join(format!("{file}.sha256")), &format!("{}  {file}\n", digest(&archive)?))?;
+        return write(&stamp, &origin);
     }
     let file = format!("{name}_{version}_linux_{arch}.zip");
     let zip = folder.join(&file);
@@ -196,6 +207,21 @@ fn pack(program: &Path, name: &str, zip: &Path) -> anyhow::Result<()> {
     let mut buffer = writer.finish()?;
     buffer.flush()?;
     buffer.into_inner().map_err(std::io::IntoInnerError::into_error)?.persist(zip)?;
+    Ok(())
+}
+
+/// All that is in a folder, in a compressed tar archive, its paths beginning with `./`.
+fn pack_folder(source: &Path, archive: &Path) -> anyhow::Result<()> {
+    let folder = archive.parent().unwrap_or(Path::new("."));
+    let made = tempfile::Builder::new().permissions(mode(0o644)).tempfile_in(folder)?;
+    let mut tar = crate::run::command("tar");
+    tar.args(["--create", "--gzip", "--owner=0", "--group=0", "--numeric-owner", "--sort=name", "--file"])
+        .arg(made.path())
+        .arg("--directory")
+        .arg(source)
+        .arg(".");
+    crate::run::run(&mut tar)?;
+    made.persist(archive)?;
     Ok(())
 }
 
@@ -253,7 +279,8 @@ mod tests {
             .collect();
         let path = folder.path().join("built");
         std::fs::write(&path, &noise).unwrap();
-        let program = Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path };
+        let program =
+            Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path, layout: Layout::Program };
         publish(&folder.path().join("tree"), &program, "amd64").unwrap();
         (folder, noise)
     }
@@ -284,6 +311,27 @@ mod tests {
         let index: serde_json::Value =
             client.get(format!("{base}/consul/index.json")).send().await.unwrap().json().await.unwrap();
         assert_eq!(index["versions"]["1.22.2"]["builds"][0]["url"], format!("/consul/1.22.2/{name}"));
+    }
+
+    #[test]
+    fn plugins_are_packed_as_their_vendor_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let plugins = folder.path().join("plugins");
+        std::fs::create_dir(&plugins).unwrap();
+        std::fs::write(plugins.join("bridge"), "a program").unwrap();
+        let program = Program {
+            name: "cni-plugins".to_owned(),
+            version: "1.9.1".to_owned(),
+            path: plugins,
+            layout: Layout::Plugins,
+        };
+        publish(folder.path(), &program, "amd64").unwrap();
+        let release = folder.path().join("cni-plugins/v1.9.1");
+        let archive = release.join("cni-plugins-linux-amd64-v1.9.1.tgz");
+        let sum = std::fs::read_to_string(release.join("cni-plugins-linux-amd64-v1.9.1.tgz.sha256")).unwrap();
+        assert_eq!(sum, format!("{}  cni-plugins-linux-amd64-v1.9.1.tgz\n", digest(&archive).unwrap()));
+        let list = crate::run::run(crate::run::command("tar").arg("--list").arg("--file").arg(&archive)).unwrap();
+        assert_eq!(list, "./\n./bridge\n");
     }
 
     #[tokio::test]
@@ -329,8 +377,12 @@ mod tests {
         let tree = folder.path().join("tree");
         let zip = tree.join("consul/1.22.2/consul_1.22.2_linux_amd64.zip");
         let before = digest(&zip).unwrap();
-        let program =
-            Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path: folder.path().join("built") };
+        let program = Program {
+            name: "consul".to_owned(),
+            version: "1.22.2".to_owned(),
+            path: folder.path().join("built"),
+            layout: Layout::Program,
+        };
         std::fs::write(&zip, "kept").unwrap();
         publish(&tree, &program, "amd64").unwrap();
         assert_eq!(std::fs::read(&zip).unwrap(), b"kept");

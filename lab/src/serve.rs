@@ -31,21 +31,24 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// Folders of the programs, for a PATH.
     pub(crate) fn path_folders(&self) -> Vec<PathBuf> {
-        self.programs.iter().filter_map(|program| program.path.parent()).map(Path::to_owned).collect()
+        let files = self.programs.iter().filter(|program| program.layout == programs::Layout::Program);
+        files.filter_map(|program| program.path.parent()).map(Path::to_owned).collect()
     }
 }
 
 /// Makes what is missing. Needs the network when something is; runs outside of the lab's namespace.
-/// `further` names programs that not every lab has; `say` hears one line before each step that takes long.
+/// `further` names programs that not every lab has, `packages` Debian packages of which the same is true; `say` hears one line
+/// before each step that takes long.
 pub(crate) async fn prepare(
     cache: &Path,
     owner: &Owner,
     further: &[String],
+    packages: &[String],
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> anyhow::Result<Prepared> {
     let workshop = Workshop { cache, owner, say };
     let moto = environment(&workshop).await.context("cannot make the EC2 API's environment")?;
-    let apt = apt::repository(&workshop).await.context("cannot make the package repository")?;
+    let apt = apt::repository(&workshop, packages).await.context("cannot make the package repository")?;
     let mut found = Vec::new();
     for recipe in programs::wanted(further) {
         found.push(programs::resolve(recipe, &workshop).await?);

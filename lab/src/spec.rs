@@ -34,6 +34,8 @@ pub(crate) struct Spec {
     pub(crate) disk_bytes: u64,
     /// Programs beside those of every lab.
     pub(crate) programs: Vec<String>,
+    /// Debian packages that hosts can install, beside those of every lab.
+    pub(crate) packages: Vec<String>,
     pub(crate) keys: Vec<KeySpec>,
     pub(crate) instances: Vec<InstanceSpec>,
 }
@@ -47,6 +49,8 @@ struct RawSpec {
     disk: Option<Spanned<String>>,
     #[serde(default)]
     programs: Vec<Spanned<String>>,
+    #[serde(default)]
+    packages: Vec<Spanned<String>>,
     #[serde(default)]
     keys: Vec<RawKey>,
     instances: Spanned<Vec<RawInstance>>,
@@ -178,7 +182,9 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<Spec, SpecError> {
         None => DISK_BYTES,
     };
     let programs = check_programs(&source, &raw.programs)?;
-    Ok(Spec { name, region, jump_host: raw.jump_host.map(|jump| jump.value), disk_bytes, programs, keys, instances })
+    let packages = check_packages(&source, &raw.packages)?;
+    let jump_host = raw.jump_host.map(|jump| jump.value);
+    Ok(Spec { name, region, jump_host, disk_bytes, programs, packages, keys, instances })
 }
 
 /// Reads a lab file from disk. The text is returned too: it tells whether a running lab is of the same file.
@@ -211,6 +217,19 @@ fn check_programs(source: &Source<'_>, raw: &[Spanned<String>]) -> Result<Vec<St
                 None => format!("there are: {}", programs::names().collect::<Vec<_>>().join(", ")),
             };
             return Err(source.at(name, format!("the lab has no program '{}'", name.value), Some(hint)));
+        }
+    }
+    Ok(raw.iter().map(|name| name.value.clone()).collect())
+}
+
+/// Names as Debian has them; whether there is such a package, the making of the repository tells.
+fn check_packages(source: &Source<'_>, raw: &[Spanned<String>]) -> Result<Vec<String>, SpecError> {
+    for name in raw {
+        let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+        let first = name.value.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        if name.value.len() < 2 || !first || !name.value.bytes().all(good) {
+            let hint = "small letters, digits and '+', '-', '.', for example docker.io";
+            return Err(source.at(name, format!("'{}' is no name of a package", name.value), Some(hint.to_owned())));
         }
     }
     Ok(raw.iter().map(|name| name.value.clone()).collect())
@@ -486,6 +505,8 @@ mod tests {
         fails("jump_host: jmup\ninstances: [{name: jump}]", "1:12", &["did you mean 'jump'?"]);
         fails("disk: 3\ninstances: [{name: a}]", "1:7", &["no size", "4GiB"]);
         fails("programs: [valt]\ninstances: [{name: a}]", "1:12", &["no program 'valt'", "did you mean 'vault'?"]);
+        fails("packages: [Docker]\ninstances: [{name: a}]", "1:12", &["'Docker' is no name of a package", "docker.io"]);
+        fails("packages: ['x; y']\ninstances: [{name: a}]", "1:12", &["is no name of a package"]);
         fails("region: west\ninstances: [{name: a}]", "1:9", &["no region"]);
     }
 

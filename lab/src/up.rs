@@ -30,9 +30,9 @@ pub(crate) fn program(name: &str) -> Result<std::path::PathBuf> {
     runtime.block_on(serve::program(&cache, &owner, name, &|line| output::note(line)))
 }
 
-/// Makes everything that `up` needs and that is made once, and the further programs that are named. Needs the network when
+/// Makes everything that `up` needs and that is made once, and the further programs and Debian packages that are named. Needs the network when
 /// something is missing.
-pub(crate) fn prepare(further: &[String]) -> Result<(std::path::PathBuf, Prepared)> {
+pub(crate) fn prepare(further: &[String], packages: &[String]) -> Result<(std::path::PathBuf, Prepared)> {
     run::check_prerequisites()?;
     let owner = paths::owner()?;
     let cache = paths::cache_dir(&owner)?;
@@ -40,10 +40,13 @@ pub(crate) fn prepare(further: &[String]) -> Result<(std::path::PathBuf, Prepare
     std::thread::scope(|scope| {
         let image = scope.spawn(|| base::prepare(&owner));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let prepared =
-            runtime
-                .context("cannot start the runtime")?
-                .block_on(serve::prepare(&cache, &owner, further, &|line| output::note(line)));
+        let prepared = runtime.context("cannot start the runtime")?.block_on(serve::prepare(
+            &cache,
+            &owner,
+            further,
+            packages,
+            &|line| output::note(line),
+        ));
         let image = image.join().map_err(|_| anyhow::anyhow!("the making of the image broke off"))?;
         Ok((image?, prepared?))
     })
@@ -79,7 +82,7 @@ pub(crate) fn up(file: Option<&Path>, name: Option<&str>) -> Result<()> {
         return join(&paths, &cgroups);
     }
     raise_inotify_limit();
-    let (base, prepared) = prepare(&spec.programs)?;
+    let (base, prepared) = prepare(&spec.programs, &spec.packages)?;
     let file = file.map_or_else(|| "the built-in lab".to_owned(), |file| file.display().to_string());
     let mut child = {
         let _lock = paths::lock()?;

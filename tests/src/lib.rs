@@ -7,14 +7,18 @@
 mod hosts;
 mod lab;
 pub mod markdown;
+mod operated;
 mod project;
 mod said;
+mod seeded;
 pub mod servers;
 
 pub use hosts::Borrowed;
 pub use lab::{Host, Lab, OwnLab, Status};
+pub use operated::Operated;
 pub use project::Project;
 pub use said::{Running, Said, run};
+pub use seeded::{Random, counted, number, seed};
 
 use std::path::PathBuf;
 

@@ -132,6 +132,7 @@ fn of_all_that_bootstrap_at_once_one_does_and_all_have_its_token() {
 
     policies_and_tokens(&cluster);
     agents_keep_their_tokens(&cluster);
+    who_proves_who_he_is_gets_a_token(&cluster);
 }
 
 const THINGS: &str = r#"
@@ -267,6 +268,87 @@ fn agents_keep_their_tokens(cluster: &Cluster) {
     let turned = cluster.run("agents.yaml", &["-e", "number=20"]).ok();
     assert_eq!(turned.counts("changed"), [2, 2, 2], "{}", turned.report());
     assert!(kept(2).contains("8d5a3c1b2e20") && !kept(2).contains("8d5a3c1b2e10"));
+}
+
+const LOGINS: &str = r#"
+- hosts: consul_servers
+  become: true
+  vars: {state: present, gives: tasks, audience: consul.io, wait: 60}
+  tasks:
+    - consul_acl_auth_method:
+        name: jobs
+        description: jobs prove who they are
+        jwks_url: "http://{{ keys }}/jwks.json"
+        bound_audiences: ["{{ audience }}"]
+        supported_algs: [RS256]
+        claim_mappings: {nomad_service: nomad_service}
+        config: {BoundIssuer: nomad}
+        token: "{{ the_secret }}"
+        wait: "{{ wait | int }}"
+        state: "{{ state }}"
+    - consul_acl_binding_rule:
+        name: tasks
+        auth_method: jobs
+        selector: '"nomad_service" not in value'
+        bind_type: role
+        bind_name: "{{ gives }}"
+        token: "{{ the_secret }}"
+        state: "{{ state }}"
+"#;
+
+/// Serves an empty set of keys: its arguments are ADDRESS PORT.
+const KEYS: &str = r#"
+import http.server, sys
+class Keys(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"keys": []}')
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Keys).serve_forever()
+"#;
+
+fn who_proves_who_he_is_gets_a_token(cluster: &Cluster) {
+    let gateway = cluster.hosts.lab.status().gateway;
+    cluster.project.write("logins.yaml", LOGINS);
+    let keys = format!("keys={gateway}:8571");
+    // Consul itself fetches the keys: with nobody there it refuses, and the time to wait is short.
+    let nobody = cluster.run("logins.yaml", &["-e", &keys, "-e", "wait=2"]).ends(4);
+    nobody.says("error checking JWKSURL").says("it must be reachable from them").never_says(SECRET);
+    let run = cluster.project.start(["run", "logins.yaml", "--json", "-e", &keys]);
+    std::thread::sleep(Duration::from_secs(4));
+    let mut server = cluster.hosts.lab.command(["shell", "--", "python3", "-c", KEYS, &gateway, "8571"]);
+    let server = Ends(server.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("the keys can be served"));
+    let first = run.wait(Duration::from_mins(3)).ok();
+    assert!(first.counted("changed") >= 2, "{}", first.report());
+    // Three servers made it at once: one rule stands.
+    let rules = || cluster.get(0, "acl/binding-rules?authmethod=jobs");
+    assert_eq!(rules().as_array().map(Vec::len), Some(1), "{}", rules());
+    assert_eq!(rules()[0]["BindName"], "tasks");
+    for more in [&[][..], &["--check"]] {
+        let again = cluster.run("logins.yaml", &[&["-e", &keys], more].concat()).ok();
+        assert_eq!(again.counted("changed") + again.counted("may_change"), 0, "{}", again.report());
+    }
+    let other = ["--diff", "-e", &keys, "-e", "gives=others", "-e", "audience=shop"];
+    cluster.run("logins.yaml", &other).ok().says("gives role others").says(r#"BoundAudiences: [\"shop\"]"#);
+    assert_eq!(rules()[0]["BindName"], "others");
+    let method = cluster.get(1, "acl/auth-method/jobs");
+    assert_eq!(method["Config"]["BoundAudiences"], serde_json::json!(["shop"]), "{method}");
+    // What Consul does not take is told in its words.
+    cluster.run("logins.yaml", &["-e", &keys, "-e", "gives=no${value.name"]).ends(4).says("nvalid");
+    let gone = cluster.run("logins.yaml", &["-e", &keys, "-e", "state=absent"]).ok();
+    assert!(gone.counted("changed") >= 1, "{}", gone.report());
+    assert_eq!(rules().as_array().map(Vec::len), Some(0), "{}", rules());
+    drop(server);
+}
+
+/// A process that ends with the test.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Host, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Host, Lab, Project, Random, Said, counted, number, seed};
 
 const LIMIT: Duration = Duration::from_mins(2);
 /// Hosts at work at once.
@@ -93,23 +93,6 @@ enum Victim {
     Controller,
     Agent,
     Host,
-}
-
-/// Numbers that a seed repeats (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % limit.max(1)
-    }
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
 /// A host that was switched off is noticed after seconds instead of a minute. One that has just booted on a busy machine
@@ -208,14 +191,12 @@ fn differences(expected: &str, found: &str) -> Vec<String> {
 #[test]
 fn seeded_kills_are_repaired_by_running_again() {
     let each = number("ROLLCALL_TEST_KILLS", 4);
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |now| now.as_secs());
-    let seed = number("ROLLCALL_TEST_SEED", clock);
-    println!("ROLLCALL_TEST_SEED={seed} ROLLCALL_TEST_KILLS={each}");
+    let seed = seed();
 
     let hosts: Borrowed = Lab::shared().borrow(HOSTS, "");
     let projects: Vec<Project> = hosts.hosts().map(|host| project(&hosts.lab, host)).collect();
     let (expected, took) = undisturbed(&hosts.lab, hosts.host(0), &projects[0]);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut kills = Vec::new();
     for _ in 0..each {
         for victim in [Victim::Controller, Victim::Agent, Victim::Host] {
@@ -245,7 +226,11 @@ fn seeded_kills_are_repaired_by_running_again() {
         }
     });
     let failed = failed.into_inner().expect("no holder panics");
-    println!("{} of {} kills were repaired", repaired.load(Ordering::Relaxed), each * 3);
+    counted(
+        "kills (-9) of controller, agent, host in mid-run, repaired by running again",
+        repaired.load(Ordering::Relaxed).into(),
+        each * 3,
+    );
     assert!(
         failed.is_empty(),
         "seed {seed}: {} of {} kills were not repaired\n\n{}",

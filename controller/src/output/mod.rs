@@ -38,3 +38,9 @@ pub(crate) fn sinks(look: &Look, sources: &std::sync::Arc<rollcall_engine::diag:
     let out = progress.writer();
     vec![Box::new(plain::Plain::new(out, style, look.clone(), sources.clone())), Box::new(progress)]
 }
+
+/// The same lines on standard error, for verbs whose data is something else.
+pub(crate) fn notes(look: &Look, sources: &std::sync::Arc<rollcall_engine::diag::Sources>) -> Vec<Box<dyn Sink>> {
+    let style = style::Style::default();
+    vec![Box::new(plain::Plain::new(std::io::stderr(), style, look.clone(), sources.clone()))]
+}

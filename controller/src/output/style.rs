@@ -1,7 +1,7 @@
 use std::io::IsTerminal as _;
 
 /// Colour where it fits: on a terminal, without `NO_COLOR`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Style {
     on: bool,
 }

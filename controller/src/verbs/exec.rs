@@ -83,7 +83,7 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
 }
 
 /// Text in which nothing is an expression.
-fn raw(word: &str) -> String {
+pub(crate) fn raw(word: &str) -> String {
     if word.contains("{{") || word.contains("{%") || word.contains("{#") {
         format!("{{% raw %}}{word}{{% endraw %}}")
     } else {

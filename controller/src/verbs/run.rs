@@ -403,7 +403,8 @@ fn delegates(loaded: &Loaded) -> bool {
     plays || loaded.bundle.task_files.values().any(|items| any(items))
 }
 
-fn owner() -> String {
+/// Who runs this program, and where.
+pub(crate) fn owner() -> String {
     let machine = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     let machine = machine.trim();
     format!("{}@{}", context::local_user(), if machine.is_empty() { "unknown" } else { machine })

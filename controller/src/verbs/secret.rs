@@ -8,12 +8,13 @@ use clap::{Args as ClapArgs, Subcommand};
 use rollcall_engine::{
     diag::Sources,
     secrets::{
-        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, StoreError, open,
+        MAX_VALUE, MIN_VALUE, Name, Secret, SecretStore, open,
         ownership::{Maker, RESERVED, Rule},
         redact,
     },
 };
 
+use super::operate::told;
 use crate::{
     context::{Context, Wrong},
     exit::Exit,
@@ -64,6 +65,13 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Delete every secret of a cluster that is no more, its authority's key too.
+    ///
+    /// Agents go on with what they have, and nobody can ever manage them again. The key that opens a file store stays.
+    Destroy {
+        /// The cluster, as rollcall.yaml names it: so that nobody deletes another one's.
+        cluster: String,
+    },
     /// Write, read and delete a value of its own, to prove that the store can be used.
     Probe,
 }
@@ -105,6 +113,14 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
             let did = if there { "is deleted from" } else { "was not in" };
             writeln!(out, "'{name}' {did} {}", store.describe())?;
         }
+        Verb::Destroy { cluster } => {
+            let own = context.project.cluster.as_deref().unwrap_or_default();
+            if cluster != own {
+                bail!("this is the project of the cluster '{own}', not of '{cluster}'; nothing was deleted")
+            }
+            let many = store.clear().await.map_err(told)?;
+            writeln!(out, "{many} secrets of {cluster} are deleted from {}", store.describe())?;
+        }
         Verb::Probe => {
             store.probe().await.map_err(told)?;
             writeln!(out, "{} can be written, read and deleted from", store.describe())?;
@@ -120,18 +136,6 @@ fn store(context: &Context) -> anyhow::Result<Arc<dyn SecretStore>> {
         bail!("secrets belong to a cluster, and none is named; hint: put 'cluster: NAME' into rollcall.yaml")
     };
     Ok(open::open(project.store.as_ref(), cluster, &project.root).map_err(Wrong::from)?)
-}
-
-/// A store's error with what to do about it.
-fn told(error: StoreError) -> anyhow::Error {
-    let hint = match &error {
-        StoreError::Unknown { .. } => Some("do the same again: it does no harm if it has happened".to_owned()),
-        other => other.hint().map(str::to_owned),
-    };
-    match hint {
-        Some(hint) => anyhow::anyhow!("{:#}; hint: {hint}", anyhow::Error::new(error)),
-        None => error.into(),
-    }
 }
 
 /// Names of the table are Rollcall's own.

@@ -1,5 +1,7 @@
 //! Consul's HTTP API: a thin typed client that blocks. Only the endpoints that are used here.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Method;
 use serde::Deserialize;
@@ -17,9 +19,12 @@ use crate::{
     secrets::Secret,
 };
 
+mod login;
 mod objects;
+mod operate;
 
 pub use super::error::{ApiError, Kind};
+pub use login::{AuthMethod, BindingRule};
 pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
@@ -92,9 +97,12 @@ impl Consul {
         Ok(found.map(Token::from))
     }
 
-    /// Makes a token; both ids are ours.
-    pub fn create_token(&self, token: &Token) -> Result<(), ApiError> {
+    /// Makes a token; both ids are ours. It ends after this long, if one is given.
+    pub fn create_token(&self, token: &Token, lifetime: Option<Duration>) -> Result<(), ApiError> {
         let mut body = token.body();
+        if let Some(lifetime) = lifetime {
+            body.insert("ExpirationTTL".into(), format!("{}s", lifetime.as_secs()).into());
+        }
         let secret = token.secret.clone().unwrap_or_else(|| Secret::new(""));
         body.insert("SecretID".into(), secret.expose().into());
         let body = Value::Object(body);
@@ -195,18 +203,25 @@ impl Consul {
 
     fn write(&self, path: &[&str], id: &str, mut body: Value) -> Result<(), ApiError> {
         if id.is_empty() {
-            return self.0.send(&Call::put(path, &body)).map(drop);
+            return self.put(path, &body);
         }
         body["ID"] = id.into();
         let path: Vec<&str> = path.iter().copied().chain([id]).collect();
-        self.0.send(&Call::put(&path, &body)).map(drop)
+        self.put(&path, &body)
+    }
+
+    fn put(&self, path: &[&str], body: &Value) -> Result<(), ApiError> {
+        self.0.send(&Call::put(path, body)).map(drop)
     }
 }
 
 /// What an answer of Consul that is no success means.
 pub(super) fn kind(status: u16, text: &str) -> Kind {
     let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
-    if has(&["bootstrap no longer allowed"]) {
+    if has(&["error checking JWKSURL"]) {
+        // Who signed it does not change by waiting.
+        if has(&["x509:", "error checking JWKSCACert"]) { Kind::Refused } else { Kind::NoKeys }
+    } else if has(&["bootstrap no longer allowed"]) {
         Kind::Bootstrapped
     } else if has(&["must be bootstrapped before"]) {
         Kind::NotBootstrapped

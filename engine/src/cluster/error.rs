@@ -31,6 +31,8 @@ pub enum Kind {
     NotFound,
     /// The name or the id is in use.
     InUse,
+    /// Consul could not fetch the keys of an auth method.
+    NoKeys,
     /// Anything else.
     Refused,
 }
@@ -38,7 +40,10 @@ pub enum Kind {
 impl Kind {
     /// Asking again, with the same values, may help.
     pub fn is_passing(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere)
+        matches!(
+            self,
+            Self::Unreachable | Self::Lost | Self::NoLeader | Self::Busy | Self::AclOffElsewhere | Self::NoKeys
+        )
     }
 
     /// A cluster that is only being formed, or whose ACLs are being turned on, answers so for a while.
@@ -94,6 +99,13 @@ impl From<ApiError> for Failure {
                 failure.hint("ACLs are off: set `acl: {enabled: true}` in the configuration of all servers")
             }
             Kind::UnknownToken => failure.hint("the cluster does not know the token that was sent"),
+            Kind::NoKeys => failure.hint(
+                "Consul's servers fetch the keys from that address themselves: it must be reachable from them, under that name",
+            ),
+            _ if failure.message.contains("error checking JWKSURL") => failure.hint(
+                "Consul's servers do not trust who signed the certificate of that address: name the authority (jwks_ca_file), and an \
+                 address that the certificate is for",
+            ),
             Kind::NotBootstrapped => failure.hint("run consul_acl_bootstrap on the servers first"),
             _ => failure,
         }

@@ -249,9 +249,11 @@ pub(super) fn settle<T>(
     right: impl Fn(Option<&T>) -> bool,
     mut write: impl FnMut(Option<&T>) -> Result<(), ApiError>,
 ) -> Result<Settled<T>, Failure> {
+    let begun = Instant::now();
     let mut changed = false;
     let mut last: Option<ApiError> = None;
-    for turn in 0..=WRITES {
+    let mut turn = 0;
+    loop {
         let now = patiently(wait, &mut read).map_err(|e| Failure { changed, ..Failure::from(e) })?;
         if right(now.as_ref()) {
             return Ok(Settled { now, changed });
@@ -259,9 +261,16 @@ pub(super) fn settle<T>(
         if turn == WRITES {
             break;
         }
+        turn += 1;
         match write(now.as_ref()) {
             Ok(()) => (changed, last) = (true, None),
             Err(error) if error.kind == Kind::Lost => (changed, last) = (true, Some(error)),
+            // Nothing was written: that may go on for as long as there is time.
+            Err(error) if error.kind.is_passing() && begun.elapsed() < wait => {
+                turn -= 1;
+                last = Some(error);
+                thread::sleep(PAUSE.min(wait.saturating_sub(begun.elapsed())));
+            }
             Err(error) if error.kind.is_passing() || error.kind == Kind::InUse => {
                 last = Some(error);
                 thread::sleep(PAUSE);

@@ -20,7 +20,7 @@ use crate::{
 api_args! {
     /// Arguments.
     pub struct Args {
-        /// What it is for. Its accessor follows from this and `cluster`, so that each purpose has one token.
+        /// What it is for. Its accessor follows from this and `cluster`, so that each purpose has one token (two while it is rotated).
         purpose []: Option<String>;
         /// The cluster's name, part of what the accessor is made of.
         cluster []: String = String::new();
@@ -32,6 +32,9 @@ api_args! {
         secret_from []: Option<SecretName>;
         /// For people; the purpose without it. Consul shows `Made by Rollcall: …`.
         description []: Option<String>;
+        /// The machine that uses it: an EC2 instance's id. It stands in the description, and a token of another machine is left alone:
+        /// whoever comes back under an old name gets no old token. Empty: nobody knows.
+        instance []: String = String::new();
         /// Names of policies.
         policies []: Vec<String>;
         /// Names of roles.
@@ -44,6 +47,8 @@ api_args! {
         templated_policies []: Vec<TemplatedPolicy>;
         /// Known in this datacenter only.
         local []: bool = false;
+        /// For how many seconds it counts from when it is made: 60 to 86400. It is not changed afterwards. Without it: for ever.
+        ttl []: Option<Duration>;
         /// `absent` removes it if Rollcall made it.
         state []: State = State::Present;
         /// Addresses of servers that must know it before the task ends: a follower learns of it a moment later.
@@ -68,6 +73,9 @@ impl FromArg for Accessor {
 /// The space of names that accessors are made in (UUID version 5). Another one would be other tokens.
 const SPACE: Uuid = Uuid::from_u128(0x8b3f_61c2_5d0e_4c7a_9a54_2f1d_7e90_b6c3);
 
+/// What Consul takes as a token's lifetime.
+const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(24);
+
 /// The accessor of a purpose.
 pub(crate) fn accessor(cluster: &str, purpose: &str) -> Uuid {
     let digest = Sha1::new()
@@ -79,6 +87,12 @@ pub(crate) fn accessor(cluster: &str, purpose: &str) -> Uuid {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&digest[..16]);
     uuid::Builder::from_sha1_bytes(bytes).into_uuid()
+}
+
+/// The accessor of the token that takes another one's place: while tokens are rotated a purpose has two, which take turns.
+pub(super) fn other(accessor: &str) -> Option<String> {
+    let uuid = Uuid::parse_str(accessor).ok()?;
+    Some(Uuid::from_u128(uuid.as_u128() ^ 1).to_string())
 }
 
 /// The module.
@@ -109,16 +123,25 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Given::Nothing if args.state == State::Absent => None,
         Given::Nothing => return Err(Failure::new("argument 'secret' or 'secret_from' is missing")),
     };
+    if args.ttl.is_some_and(|ttl| !LIFETIMES.contains(&ttl)) {
+        return Err(Failure::new("argument 'ttl': expected 60 to 86400 seconds: Consul makes no token that ends sooner or later"));
+    }
     let consul = match api::open(&args.access(), cx)? {
         Opened::Client(consul) => *consul,
         Opened::Later(plan) => return Ok(plan),
     };
     let wanted = (args.state == State::Present).then(|| wanted(&args, accessor, secret));
-    let accessor = accessor.to_string();
-    let found = match api::first_look(args.wait, cx, || look(&consul, &accessor)) {
+    let place = Place {
+        other: args.purpose.is_some().then(|| other(&accessor.to_string())).flatten(),
+        accessor: accessor.to_string(),
+        lifetime: args.ttl,
+    };
+    let found = match api::first_look(args.wait, cx, || place.look(&consul, wanted.as_ref())) {
         Ok(found) => found?,
         Err(plan) => return Ok(plan),
     };
+    another_machines(&args, found.as_ref())?;
+    let accessor = found.as_ref().map_or_else(|| place.accessor.clone(), |found| found.accessor.clone());
     if let Some(found) = &found
         && !api::is_ours(&found.description)
         && (wanted.is_none() || other_secret(found, wanted.as_ref()))
@@ -140,7 +163,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let diff = api::diff(format!("consul token {name}"), &lines(found.as_ref()), &after);
     let planned = Outcome::changed().with("accessor_id", accessor.clone());
     Ok(Act::plan(diff, planned, move |_| {
-        let outcome = write(&consul, &accessor, wanted.as_ref(), args.wait)?;
+        let outcome = place.write(&consul, wanted.as_ref(), args.wait)?;
         if let Some(wanted) = &wanted {
             servers.know(wanted).map_err(|failure| Failure { changed: outcome.changed, ..failure })?;
         }
@@ -148,13 +171,29 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     }))
 }
 
+/// A node that was made anew under its old name must not go on with the token of the one before.
+fn another_machines(args: &Args, found: Option<&Token>) -> Result<(), Failure> {
+    let Some(found) = found.filter(|_| !args.instance.is_empty() && args.state == State::Present) else { return Ok(()) };
+    let Some((_, id)) = found.description.strip_suffix(')').and_then(|text| text.rsplit_once(" (i-")) else { return Ok(()) };
+    if args.instance.strip_prefix("i-") == Some(id) {
+        return Ok(());
+    }
+    let purpose = args.purpose.as_deref().unwrap_or(&found.accessor);
+    let failure = format!("the token for '{purpose}' was made for the instance i-{id}, and this is {}", args.instance);
+    Err(Failure::new(failure).hint(
+        "if that instance is gone: controller forget --terminated (or controller forget NODE), then run again: it gets a token of its own",
+    ))
+}
+
 fn wanted(args: &Args, accessor: Uuid, secret: Option<Secret>) -> Token {
     let description = args.description.as_ref().or(args.purpose.as_ref()).map_or("", String::as_str);
     Token {
         accessor: accessor.to_string(),
         secret,
-        description: api::ours(description),
-        management: false,
+        description: match args.instance.as_str() {
+            "" => api::ours(description),
+            id => api::ours(&format!("{description} ({id})")),
+        },
         local: args.local,
         rights: Rights {
             policies: args.policies.iter().cloned().collect(),
@@ -163,53 +202,80 @@ fn wanted(args: &Args, accessor: Uuid, secret: Option<Secret>) -> Token {
             node_identities: args.node_identities.iter().cloned().collect(),
             templated_policies: args.templated_policies.iter().cloned().collect(),
         },
+        ..Token::default()
     }
 }
 
-/// A token by its accessor. Consul says "token does not exist" of both the token that is asked for and, on a server that lags, of the one that asks; so the latter
-/// is asked for first.
-fn look(consul: &Consul, accessor: &str) -> Result<Option<Token>, ApiError> {
-    match consul.acl_token(accessor)? {
-        None if consul.token().is_some() => consul.own_token(false).map(|_| None),
-        found => Ok(found),
-    }
+/// Where a token is looked for, and made.
+#[derive(Debug)]
+struct Place {
+    accessor: String,
+    /// Of the token that took the first one's place, or is about to.
+    other: Option<String>,
+    lifetime: Option<Duration>,
 }
 
-fn write(consul: &Consul, accessor: &str, wanted: Option<&Token>, wait: Duration) -> Result<Outcome, Failure> {
-    let settled = api::settle(
-        wait,
-        || look(consul, accessor),
-        |found| same(found, wanted),
-        |found| match (wanted, found) {
-            (Some(wanted), None) => consul.create_token(wanted),
-            // Neither can be changed: it is taken away here, and made at the next turn.
-            (Some(_), Some(found)) if other_secret_or_place(Some(found), wanted) => consul.delete_token(accessor),
-            (Some(wanted), Some(_)) => consul.update_token(wanted),
-            (None, Some(_)) => consul.delete_token(accessor),
-            (None, None) => Ok(()),
-        },
-    );
-    let settled = settled.map_err(|failure| {
-        if failure.message.contains("SecretID is already in use") {
-            failure.hint("the secret belongs to another token: each token needs its own")
-        } else {
-            failure
+impl Place {
+    /// The token that is wanted; where there is none, one that stands in its place.
+    fn look(&self, consul: &Consul, wanted: Option<&Token>) -> Result<Option<Token>, ApiError> {
+        let first = consul.acl_token(&self.accessor)?;
+        if first.as_ref().is_some_and(|first| wanted.is_some() && !other_secret(first, wanted)) {
+            return Ok(first);
         }
-    })?;
-    Ok(api::outcome(settled.changed).with("accessor_id", accessor))
+        let second = match &self.other {
+            Some(other) => consul.acl_token(other)?,
+            None => None,
+        };
+        match (first, second) {
+            (_, Some(second)) if wanted.is_some() && !other_secret(&second, wanted) => Ok(Some(second)),
+            // Consul says "token does not exist" of both the token that is asked for and, on a server that lags, of the one that
+            // asks; so the latter is asked for.
+            (None, None) if consul.token().is_some() => consul.own_token(false).map(|_| None),
+            (first, second) => Ok(first.or(second)),
+        }
+    }
+
+    fn write(&self, consul: &Consul, wanted: Option<&Token>, wait: Duration) -> Result<Outcome, Failure> {
+        let settled = api::settle(
+            wait,
+            || self.look(consul, wanted),
+            |found| same(found, wanted),
+            |found| match (wanted, found) {
+                (Some(wanted), None) => consul.create_token(wanted, self.lifetime),
+                // Neither can be changed: it is taken away here, and made at the next turn.
+                (Some(_), Some(found)) if other_secret_or_place(Some(found), wanted) => {
+                    consul.delete_token(&found.accessor)
+                }
+                (Some(wanted), Some(found)) => {
+                    consul.update_token(&Token { accessor: found.accessor.clone(), ..wanted.clone() })
+                }
+                (None, Some(found)) => consul.delete_token(&found.accessor),
+                (None, None) => Ok(()),
+            },
+        );
+        let settled = settled.map_err(|failure| {
+            if failure.message.contains("SecretID is already in use") {
+                failure.hint("the secret belongs to another token: each token needs its own")
+            } else {
+                failure
+            }
+        })?;
+        let accessor = settled.now.map_or_else(|| self.accessor.clone(), |now| now.accessor);
+        Ok(api::outcome(settled.changed).with("accessor_id", accessor))
+    }
 }
 
 /// Who must know the token.
 #[derive(Debug)]
-struct Servers {
-    urls: Vec<Web>,
-    trust: Trust,
-    wait: Duration,
+pub(super) struct Servers {
+    pub(super) urls: Vec<Web>,
+    pub(super) trust: Trust,
+    pub(super) wait: Duration,
 }
 
 impl Servers {
     /// Waits until each server knows it by itself.
-    fn know(&self, token: &Token) -> Result<(), Failure> {
+    pub(super) fn know(&self, token: &Token) -> Result<(), Failure> {
         let Some(secret) = &token.secret else { return Ok(()) };
         for url in &self.urls {
             let server = Consul::new(url, self.trust.clone(), Some(secret.clone()))?;

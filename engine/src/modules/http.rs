@@ -312,6 +312,11 @@ pub(crate) mod tests {
         }
     }
 
+    /// An answer as it goes over the wire.
+    pub(crate) fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
     fn request(stream: &mut TcpStream) -> String {
         let mut all = Vec::new();
         let mut buffer = [0; 4096];

@@ -27,6 +27,10 @@ pub mod assert;
 pub mod certificate;
 /// `command`.
 pub mod command;
+/// `consul_acl_auth_method`.
+pub mod consul_acl_auth_method;
+/// `consul_acl_binding_rule`.
+pub mod consul_acl_binding_rule;
 /// `consul_acl_bootstrap`.
 pub mod consul_acl_bootstrap;
 /// `consul_acl_policy`.
@@ -35,15 +39,28 @@ pub mod consul_acl_policy;
 pub mod consul_acl_role;
 /// `consul_acl_token`.
 pub mod consul_acl_token;
+/// `consul_acl_token_rotate`.
+pub mod consul_acl_token_rotate;
+/// `consul_acl_tokens`.
+pub mod consul_acl_tokens;
 /// `consul_agent_token`.
 pub mod consul_agent_token;
 mod consul_api;
+/// `consul_keyring`.
+pub mod consul_keyring;
 /// `consul_kv`.
 pub mod consul_kv;
+/// `consul_member`.
+pub mod consul_member;
 /// `copy`.
 pub mod copy;
 /// `debug`.
 pub mod debug;
+mod docker;
+/// `docker_container`.
+pub mod docker_container;
+/// `docker_image`.
+pub mod docker_image;
 /// `download`.
 pub mod download;
 /// `fail`.
@@ -58,6 +75,7 @@ pub mod group;
 /// `hostname`.
 pub mod hostname;
 pub(crate) mod http;
+mod keyring;
 /// `lineinfile`.
 pub mod lineinfile;
 /// `nomad_acl_bootstrap`.
@@ -67,8 +85,16 @@ pub mod nomad_acl_policy;
 /// `nomad_acl_token`.
 pub mod nomad_acl_token;
 mod nomad_api;
+/// `nomad_job`.
+pub mod nomad_job;
+/// `nomad_keyring`.
+pub mod nomad_keyring;
+/// `nomad_namespace`.
+pub mod nomad_namespace;
 /// `nomad_restart`.
 pub mod nomad_restart;
+/// `nomad_variable`.
+pub mod nomad_variable;
 mod object;
 /// `package`.
 pub mod package;
@@ -105,14 +131,22 @@ pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
     &certificate::DEFINITION,
     &command::DEFINITION,
+    &consul_acl_auth_method::DEFINITION,
+    &consul_acl_binding_rule::DEFINITION,
     &consul_acl_bootstrap::DEFINITION,
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
     &consul_acl_token::DEFINITION,
+    &consul_acl_token_rotate::DEFINITION,
+    &consul_acl_tokens::DEFINITION,
     &consul_agent_token::DEFINITION,
+    &consul_keyring::DEFINITION,
     &consul_kv::DEFINITION,
+    &consul_member::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
+    &docker_container::DEFINITION,
+    &docker_image::DEFINITION,
     &download::DEFINITION,
     &fail::DEFINITION,
     &file::DEFINITION,
@@ -122,7 +156,11 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
     &nomad_acl_token::DEFINITION,
+    &nomad_job::DEFINITION,
+    &nomad_keyring::DEFINITION,
+    &nomad_namespace::DEFINITION,
     &nomad_restart::DEFINITION,
+    &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,

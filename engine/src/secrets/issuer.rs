@@ -239,6 +239,13 @@ impl Issuer {
         }
     }
 
+    /// The value of a name for who answers hosts itself; made if it is one that Rollcall makes.
+    pub async fn make(&self, name: &Name, told: Told<'_>) -> Result<Secret, GrantError> {
+        let value = self.fetch(name, Wish::Make, told).await?;
+        redact::register(&value);
+        Ok(value)
+    }
+
     /// Keeps a value that the product has made for a host: where the name has none, or where it still has the one that the host
     /// found to be of no use. Returns what the name has then.
     ///

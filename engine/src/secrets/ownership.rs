@@ -75,7 +75,7 @@ pub enum Readers {
 /// A line of the table.
 #[derive(Debug)]
 pub struct Rule {
-    /// The name; a part `*` stands for the name of a node.
+    /// The name; a part `*` stands for the name of a node, or of an operator's token.
     pub pattern: &'static str,
     /// What it is.
     pub what: &'static str,
@@ -116,11 +116,25 @@ pub const TABLE: &[Rule] = &[
         rotation: "controller rotate gossip",
     },
     Rule {
+        pattern: "consul/gossip-next",
+        what: "the gossip key that Consul is being given, while it is rotated",
+        maker: Maker::GossipKey,
+        readers: Readers::Roles(&[ConsulServer]),
+        rotation: "goes when the rotation is done",
+    },
+    Rule {
         pattern: "consul/management",
         what: "Consul's bootstrap token: may do everything",
         maker: Maker::Uuid,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "consul/management-next",
+        what: "the token that takes the place of consul/management, while it is rotated",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(&[ConsulServer]),
+        rotation: "goes when the rotation is done",
     },
     Rule {
         pattern: "consul/formed",
@@ -149,6 +163,27 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
         rotation: "controller rotate tokens",
+    },
+    Rule {
+        pattern: "consul/token-next/agent/*",
+        what: "the token that a node's Consul agent is being given, while it is rotated",
+        maker: Maker::Uuid,
+        readers: Readers::OwnAnd(CONSUL, &[ConsulServer]),
+        rotation: "goes when the rotation is done",
+    },
+    Rule {
+        pattern: "consul/token-next/dns",
+        what: "the token that agents are being given for DNS, while it is rotated",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(CONSUL),
+        rotation: "goes when the rotation is done",
+    },
+    Rule {
+        pattern: "consul/token/operator/*",
+        what: "an operator's token of Consul, if it is kept in the store; `*` is its name",
+        maker: Maker::Uuid,
+        readers: Readers::Roles(&[ConsulServer]),
+        rotation: "controller token revoke, then create",
     },
     Rule {
         pattern: "nomad/gossip",
@@ -198,6 +233,15 @@ impl Rule {
         let pattern: Vec<&str> = self.pattern.split('/').collect();
         let parts: Vec<&str> = name.parts().collect();
         pattern.len() == parts.len() && pattern.iter().zip(&parts).all(|(want, have)| *want == "*" || want == have)
+    }
+
+    /// The name under which the value lies that takes this one's place, while a secret is rotated: there is a line for it.
+    pub fn next(name: &Name) -> Option<Name> {
+        let next = match name.as_str().split_once("/token/") {
+            Some((product, rest)) => format!("{product}/token-next/{rest}"),
+            None => format!("{name}-next"),
+        };
+        Name::new(&next).ok().filter(|next| Self::of(next).is_some())
     }
 
     /// True for a host that may read a name of this line.
@@ -283,6 +327,15 @@ mod tests {
             assert!(RESERVED.contains(&name.parts().next().unwrap()), "{}", rule.pattern);
             assert_eq!(Rule::of(&name).unwrap().pattern, rule.pattern);
             assert_eq!(rule.node(&name), rule.pattern.contains('*').then_some("node"));
+        }
+        for (name, next) in [
+            ("consul/gossip", Some("consul/gossip-next")),
+            ("consul/token/agent/web-next", Some("consul/token-next/agent/web-next")),
+            ("consul/formed", None),
+            ("consul/gossip-next", None),
+        ] {
+            let found = Rule::next(&Name::new(name).unwrap());
+            assert_eq!(found.as_ref().map(Name::as_str), next, "{name}");
         }
         assert!(Rule::of(&Name::new("consul/token/agent/a/b").unwrap()).is_none());
         assert!(may("Web-1", &["consul_clients"], "consul/token/agent/web-1"));

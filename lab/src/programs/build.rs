@@ -4,17 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::{Recipe, Workshop, tool};
+use super::{Layout, Recipe, Workshop, tool};
 use crate::paths;
 
-const LINKER_FLAGS: &str = "-s -w";
-
-/// Builds the program; minutes the first time, nothing after that. Returns its path.
+/// Builds the program, or a folder of plugins; minutes the first time, nothing after that. Returns its path.
 pub(super) async fn build(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
     let go = tool("go", "golang-go (1.26 or newer; or the archive from go.dev)")?;
     let version = workshop.run("go version", workshop.command(&go).arg("version")).await?;
     let name = format!("{}-{}", recipe.name, recipe.version);
-    let inputs = [recipe.go_mod, recipe.go_sum, recipe.package, LINKER_FLAGS, version.trim()];
+    let packages = recipe.packages.join(" ");
+    let inputs = [recipe.go_mod, recipe.go_sum, &packages, recipe.linker, version.trim()];
     let folder = workshop
         .once("programs", &name, &inputs, async |folder| {
             (workshop.say)(&format!("building {} {} from its Go module (minutes, once)", recipe.name, recipe.version));
@@ -25,14 +24,19 @@ pub(super) async fn build(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::R
                 paths::write_atomic(&path, text.as_bytes(), 0o644)?;
                 paths::give(&path, workshop.owner)?;
             }
+            let target = folder.join(recipe.name);
+            if recipe.layout == Layout::Plugins {
+                // Go writes several programs into a folder that is there.
+                paths::create_owned(&target, workshop.owner)?;
+            }
             let mut command = workshop.command(&go);
             command
                 .arg("build")
                 .arg("-C")
                 .arg(&source)
-                .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", LINKER_FLAGS, "-o"])
-                .arg(folder.join(recipe.name))
-                .arg(recipe.package)
+                .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", recipe.linker, "-o"])
+                .arg(&target)
+                .args(recipe.packages)
                 .env("GOWORK", "off");
             workshop.run(&format!("go build of {}", recipe.name), &mut command).await.map(drop)
         })

@@ -24,20 +24,38 @@ const COMPLETE: &str = ".complete";
 pub(crate) struct Recipe {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,
-    /// Go package of its `main`.
-    package: &'static str,
+    /// Go packages of its `main`, or of each plugin's.
+    packages: &'static [&'static str],
+    /// What the linker is told.
+    linker: &'static str,
+    pub(crate) layout: Layout,
     go_mod: &'static str,
     go_sum: &'static str,
     /// Every lab has it. The others are made for who names them: a program may take minutes and hundreds of megabytes.
     always: bool,
 }
 
+/// What a recipe makes, and how its vendor releases it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Layout {
+    /// One program, in a zip: HashiCorp's.
+    #[default]
+    Program,
+    /// A folder of programs that another one calls, in a tar archive: that of the CNI plugins.
+    Plugins,
+}
+
+/// Without what debuggers need.
+const STRIPPED: &str = "-s -w";
+
 /// Every program of the lab.
-pub(crate) const RECIPES: [Recipe; 3] = [
+pub(crate) const RECIPES: [Recipe; 4] = [
     Recipe {
         name: "consul",
         version: "1.22.2",
-        package: "github.com/hashicorp/consul",
+        packages: &["github.com/hashicorp/consul"],
+        linker: STRIPPED,
+        layout: Layout::Program,
         go_mod: include_str!("../../programs/consul/go.mod"),
         go_sum: include_str!("../../programs/consul/go.sum"),
         always: true,
@@ -45,7 +63,9 @@ pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
         name: "nomad",
         version: "1.11.2",
-        package: "github.com/hashicorp/nomad",
+        packages: &["github.com/hashicorp/nomad"],
+        linker: STRIPPED,
+        layout: Layout::Program,
         go_mod: include_str!("../../programs/nomad/go.mod"),
         go_sum: include_str!("../../programs/nomad/go.sum"),
         always: false,
@@ -53,9 +73,29 @@ pub(crate) const RECIPES: [Recipe; 3] = [
     Recipe {
         name: "vault",
         version: "1.21.0",
-        package: "github.com/hashicorp/vault",
+        packages: &["github.com/hashicorp/vault"],
+        linker: STRIPPED,
+        layout: Layout::Program,
         go_mod: include_str!("../../programs/vault/go.mod"),
         go_sum: include_str!("../../programs/vault/go.sum"),
+        always: false,
+    },
+    Recipe {
+        name: "cni-plugins",
+        version: "1.9.1",
+        // Those that Nomad's bridge networking calls.
+        packages: &[
+            "github.com/containernetworking/plugins/plugins/ipam/host-local",
+            "github.com/containernetworking/plugins/plugins/main/bridge",
+            "github.com/containernetworking/plugins/plugins/main/loopback",
+            "github.com/containernetworking/plugins/plugins/meta/firewall",
+            "github.com/containernetworking/plugins/plugins/meta/portmap",
+        ],
+        // They know their version from the linker only.
+        linker: "-s -w -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v1.9.1",
+        layout: Layout::Plugins,
+        go_mod: include_str!("../../programs/cni-plugins/go.mod"),
+        go_sum: include_str!("../../programs/cni-plugins/go.sum"),
         always: false,
     },
 ];
@@ -75,7 +115,11 @@ pub(crate) fn wanted(further: &[String]) -> impl Iterator<Item = &'static Recipe
 pub(crate) struct Program {
     pub(crate) name: String,
     pub(crate) version: String,
+    /// The file; of plugins the folder.
     pub(crate) path: PathBuf,
+    // Records of earlier labs do not name it.
+    #[serde(default)]
+    pub(crate) layout: Layout,
 }
 
 /// Where things are made, on whose behalf, and who hears about it.
@@ -162,7 +206,12 @@ fn key(inputs: &[&str]) -> String {
 
 /// The program of a recipe, made if need be.
 pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::Result<Program> {
-    let program = |path| Program { name: recipe.name.to_owned(), version: recipe.version.to_owned(), path };
+    let program = |path| Program {
+        name: recipe.name.to_owned(),
+        version: recipe.version.to_owned(),
+        path,
+        layout: recipe.layout,
+    };
     if let Some(path) = find(recipe.name, std::env::var_os("PATH").as_deref())
         && is_version(&path, recipe).await
     {
@@ -170,8 +219,9 @@ pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow:
     }
     let releases = std::env::var(RELEASES_VARIABLE).ok().filter(|url| !url.is_empty());
     let made = match &releases {
-        Some(base) => release::fetch(recipe, base, workshop).await?,
-        None => build::build(recipe, workshop).await?,
+        Some(base) if recipe.layout == Layout::Program => release::fetch(recipe, base, workshop).await?,
+        // HashiCorp's releases have no plugins of others.
+        Some(_) | None => build::build(recipe, workshop).await?,
     };
     anyhow::ensure!(
         is_version(&made, recipe).await,
@@ -200,11 +250,17 @@ pub(crate) fn tool(name: &str, package: &str) -> anyhow::Result<PathBuf> {
         .ok_or_else(|| Failure::new(format!("`{name}` is not installed"), format!("apt-get install {package}")).into())
 }
 
-/// Whether `NAME version` begins with the wanted one (`Consul v1.22.2`).
+/// Whether `NAME version` begins with the wanted one (`Consul v1.22.2`). Of plugins the first is asked.
 async fn is_version(path: &Path, recipe: &Recipe) -> bool {
-    let asked = tokio::process::Command::new(path).arg("version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let program = match (recipe.layout, recipe.packages.first()) {
+        (Layout::Plugins, Some(package)) => path.join(package.rsplit('/').next().unwrap_or(package)),
+        _ => path.to_owned(),
+    };
+    let asked = tokio::process::Command::new(program).arg("version").stdin(Stdio::null()).kill_on_drop(true).output();
     let Ok(Ok(output)) = tokio::time::timeout(std::time::Duration::from_secs(20), asked).await else { return false };
-    let text = String::from_utf8_lossy(&output.stdout);
+    // Plugins tell it as an error.
+    let said = if recipe.layout == Layout::Plugins { &output.stderr } else { &output.stdout };
+    let text = String::from_utf8_lossy(said);
     let first = text.lines().next().unwrap_or_default();
     // `Vault v1.21.0, built …`
     let words = first.split_whitespace().map(|word| word.trim_end_matches(','));

@@ -82,13 +82,14 @@ fn unpack(archive: &[u8], name: &str) -> anyhow::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::programs::{Program, RECIPES};
+    use crate::programs::{Layout, Program, RECIPES};
 
     /// A mirror with one release of a script.
     async fn mirror(folder: &Path) -> String {
         let path = folder.join("built");
         std::fs::write(&path, "#!/bin/sh\necho Consul v1.22.2\n").unwrap();
-        let program = Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path };
+        let program =
+            Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path, layout: Layout::Program };
         let tree = folder.join("tree");
         crate::mirror::publish(&tree, &program, go_arch()).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -155,7 +155,7 @@ pub struct Role {
 }
 
 /// A token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Token {
     /// What it is called where its secret is not to be told.
     pub accessor: String,
@@ -169,6 +169,10 @@ pub struct Token {
     pub local: bool,
     /// What it may do.
     pub rights: Rights,
+    /// When it was made, as Consul writes times.
+    pub made: String,
+    /// When it ends; empty: never.
+    pub expires: String,
 }
 
 /// A value of the key-value store.
@@ -193,6 +197,10 @@ pub(super) struct RawToken {
     description: String,
     #[serde(rename = "Local", default)]
     local: bool,
+    #[serde(rename = "CreateTime", default)]
+    made: String,
+    #[serde(rename = "ExpirationTime", default)]
+    expires: Option<String>,
     #[serde(rename = "Policies", default)]
     policies: Option<Vec<Linked>>,
     #[serde(rename = "Roles", default)]
@@ -228,6 +236,8 @@ impl From<RawToken> for Token {
             secret: (!matches!(raw.secret_id.as_str(), "" | "<hidden>")).then(|| Secret::new(raw.secret_id)),
             description: raw.description,
             local: raw.local,
+            made: raw.made,
+            expires: raw.expires.unwrap_or_default(),
         }
     }
 }

@@ -48,12 +48,13 @@ fn it_is_made_with_both_ids_and_found_again() {
     // Missing, and the one that asks is known; then made, and read back.
     let me = answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#);
     let there = stored(SECRET, "Made by Rollcall: dns");
-    let server = Server::new([&missing(), &me, &missing(), &me, &there, &there, &there]);
+    let none = missing();
+    let server = Server::new([&none, &none, &me, &none, &none, &me, &there, &there, &there]);
     let made = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap();
     assert!(made.changed, "{made:?}");
     let accessor = accessor("test", "dns").to_string();
     assert_eq!(made.data.get("accessor_id"), Some(&json!(accessor)));
-    let put = &server.requests()[4];
+    let put = &server.requests()[6];
     assert!(put.starts_with("PUT /v1/acl/token HTTP"), "{put}");
     for part in [&accessor, SECRET, "Made by Rollcall: dns", r#""Policies":[{"Name":"names"}]"#] {
         assert!(put.contains(part), "{part}: {put}");
@@ -66,29 +67,90 @@ fn it_is_made_with_both_ids_and_found_again() {
 fn another_secret_is_a_new_token_if_it_is_ours() {
     let (old, new) = ("cccccccc-1111-2222-3333-444444444444", stored(SECRET, "Made by Rollcall: dns"));
     let theirs = stored(old, "by hand");
-    let server = Server::new([&theirs]);
+    let server = Server::new([&theirs, &missing()]);
     let failure = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap_err();
     assert!(failure.message.contains("was not made by Rollcall"), "{failure}");
 
     let ours = stored(old, "Made by Rollcall: dns");
     let me = answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#);
     let done = answer("200 OK", "true");
-    let server = Server::new([&ours, &ours, &done, &missing(), &me, &done, &new]);
+    let server = Server::new([&ours, &missing(), &ours, &missing(), &done, &missing(), &missing(), &me, &done, &new]);
     let Plan::Change(change) = plan(&Fake::new(), "consul_acl_token", args(&server)).unwrap() else { panic!() };
     let shown = format!("{:?} {change:?}", change.diffs());
     assert!(shown.contains("made anew") && !shown.contains(SECRET) && !shown.contains(old), "{shown}");
     assert!(change.apply(&mut Fake::new()).unwrap().changed);
     let methods: Vec<String> = server.requests().iter().map(|r| r.split(' ').next().unwrap().to_owned()).collect();
-    assert_eq!(methods, ["GET", "GET", "DELETE", "GET", "GET", "PUT", "GET"]);
+    assert_eq!(methods, ["GET", "GET", "GET", "GET", "DELETE", "GET", "GET", "GET", "PUT", "GET"]);
+}
+
+#[test]
+fn a_token_that_took_the_place_of_another_is_found_and_kept() {
+    // The store names the second; whatever stands in the first's place is a rotation's business.
+    let first = accessor("test", "dns").to_string();
+    let second = other(&first).unwrap();
+    let at_second = stored(SECRET, "Made by Rollcall: dns").replace(&first, &second);
+    let old = stored("cccccccc-1111-2222-3333-444444444444", "Made by Rollcall: dns");
+    for before in [missing(), old] {
+        let server = Server::new([&before, &at_second]);
+        let found = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap();
+        assert!(!found.changed && found.data["accessor_id"] == second, "{found:?}");
+    }
+    // Removed are both.
+    let (there, gone, me) = (stored(SECRET, "Made by Rollcall: dns"), missing(), answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#));
+    let done = answer("200 OK", "true");
+    let server = Server::new([&there, &at_second, &there, &at_second, &done, &gone, &at_second, &done, &gone, &gone, &me]);
+    let mut args = args(&server);
+    args["state"] = "absent".into();
+    assert!(go(&mut Fake::new(), "consul_acl_token", args).unwrap().changed);
+    let deleted: Vec<String> = server.requests().into_iter().filter(|r| r.starts_with("DELETE")).collect();
+    assert!(deleted.len() == 2 && deleted[0].contains(&first) && deleted[1].contains(&second), "{deleted:?}");
+}
+
+#[test]
+fn a_token_of_another_machine_is_left_alone() {
+    let stored = |machine: &str| stored(SECRET, &format!("Made by Rollcall: dns{machine}"));
+    for (machine, told) in [(" (i-1)", Some("made for the instance i-1, and this is i-2")), (" (i-2)", None)] {
+        let server = Server::new([&stored(machine)]);
+        let mut args = args(&server);
+        args["instance"] = "i-2".into();
+        let found = go(&mut Fake::new(), "consul_acl_token", args);
+        match told {
+            Some(told) => assert!(found.unwrap_err().message.contains(told)),
+            None => assert!(!found.unwrap().changed),
+        }
+    }
+    // One of before such notes gets it; and without an inventory that knows, it keeps it.
+    let (none, with) = (stored(""), stored(" (i-2)"));
+    let server = Server::new([&none, &none, &answer("200 OK", "{}"), &with]);
+    let mut given = args(&server);
+    given["instance"] = "i-2".into();
+    assert!(go(&mut Fake::new(), "consul_acl_token", given).unwrap().changed);
+    assert!(server.requests()[2].contains("Made by Rollcall: dns (i-2)"), "{:?}", server.requests());
+}
+
+#[test]
+fn a_lifetime_is_given_when_it_is_made() {
+    let (none, me) = (missing(), answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#));
+    let there = stored(SECRET, "Made by Rollcall: dns");
+    let server = Server::new([&none, &none, &me, &none, &none, &me, &there, &there]);
+    let mut args = args(&server);
+    args["ttl"] = 28800.into();
+    assert!(go(&mut Fake::new(), "consul_acl_token", args.clone()).unwrap().changed);
+    assert!(server.requests()[6].contains(r#""ExpirationTTL":"28800s""#), "{:?}", server.requests());
+    for wrong in [59, 86401] {
+        args["ttl"] = wrong.into();
+        let failure = plan(&Fake::new(), "consul_acl_token", args.clone()).unwrap_err();
+        assert!(failure.message.contains("60 to 86400 seconds"), "{failure}");
+    }
 }
 
 #[test]
 fn a_management_token_that_is_not_known_does_not_mean_that_nothing_is_there() {
-    let server = Server::new([&missing(), &missing()]);
+    let server = Server::new([&missing(), &missing(), &missing()]);
     let failure = go(&mut Fake::new(), "consul_acl_token", args(&server)).unwrap_err();
     assert!(failure.hint.as_deref().unwrap().contains("does not know the token that was sent"), "{failure:?}");
     // A check may come before the cluster.
-    let server = Server::new([&missing(), &missing()]);
+    let server = Server::new([&missing(), &missing(), &missing()]);
     let fake = Fake::new();
     let overlay = Overlay::new(&fake);
     let Plan::Unchanged(outcome) = plan(&overlay, "consul_acl_token", args(&server)).unwrap() else { panic!() };

@@ -1,0 +1,190 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    sync::Arc,
+};
+
+use anyhow::bail;
+use clap::Args as ClapArgs;
+use rollcall_engine::{
+    diag::Sources,
+    inventory::aws_ec2::{Account, Query, discover},
+    secrets::{
+        Name,
+        ownership::{Readers, Rule, node_part},
+    },
+};
+use serde_json::json;
+
+use super::{
+    operate::{Operator, Way, Work},
+    token::Told,
+};
+use crate::{context, exit::Exit, options::Show};
+
+/// Forget a node that is gone: its tokens and its policy are revoked, its secrets leave the store, the cluster stops waiting for it.
+///
+/// A node is gone when you say so, or when EC2 says that its instance is terminated (`--terminated`). That it is missing from an
+/// inventory, a limit or a region means nothing. One that is alive is not forgotten: stop it first, or say --force.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  controller forget web-3
+  controller forget --terminated")]
+pub(crate) struct Args {
+    /// The node's name.
+    #[arg(required_unless_present = "terminated", conflicts_with = "terminated")]
+    node: Option<String>,
+    /// All nodes whose tokens were made for an instance that EC2 calls terminated. EC2 tells of it for about an hour.
+    #[arg(long)]
+    terminated: bool,
+    /// Also a node that is alive: its agent has no token from then on.
+    #[arg(long, conflicts_with = "terminated")]
+    force: bool,
+    #[command(flatten)]
+    way: Way,
+}
+
+/// Values that one filter of EC2 takes.
+const FILTER: usize = 200;
+
+/// The verb.
+pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow::Result<Exit> {
+    if let Some(node) = &args.node
+        && (node.contains('/') || Name::new(&format!("consul/token/agent/{}", node_part(node))).is_err())
+    {
+        bail!("'{node}' is no name of a node");
+    }
+    let operator = Operator::new(args.way.clone(), show, sources).await?;
+    match args.node {
+        Some(node) => {
+            if operator.inventory.host(&node).is_some() {
+                context::eprint_line(&format!("'{node}' is in the inventory: the next run of it makes it a member with new tokens"));
+            }
+            forget(&operator, &node, args.force).await
+        }
+        None => terminated(&operator).await,
+    }
+}
+
+async fn forget(operator: &Operator, node: &str, force: bool) -> anyhow::Result<Exit> {
+    let ended = operator
+        .work(&Work {
+            name: "controller forget",
+            groups: &["consul_servers"],
+            once: true,
+            role: "consul",
+            tasks: "operate_forget",
+            vars: json!({ "forget_node": node, "forget_force": force }),
+        })
+        .await?;
+    if !ended.is_done_once() {
+        ended.tell();
+        return Ok(ended.exit());
+    }
+    let was = ended.of_module("consul_member").and_then(|r| r.result.get("was")?.as_str().map(str::to_owned));
+    let mut gone = 0;
+    for name in operator.list("").await?.iter().filter(|name| is_of(name, node)) {
+        operator.delete(name).await?;
+        gone += 1;
+    }
+    writeln!(
+        std::io::stdout(),
+        "'{node}' is forgotten (it was {}; {gone} secrets left the store)",
+        match was.as_deref() {
+            None | Some("none") => "no member",
+            Some(was) => was,
+        }
+    )?;
+    Ok(Exit::Done)
+}
+
+/// A secret that is one node's own.
+fn is_of(name: &Name, node: &str) -> bool {
+    Rule::of(name).is_some_and(|rule| {
+        matches!(rule.readers, Readers::OwnAnd(..)) && rule.node(name) == Some(node_part(node).as_str())
+    })
+}
+
+/// The node and the instance of a node's token: `Made by Rollcall: agent web-3 (i-0123)`.
+fn instance(description: &str) -> Option<(&str, &str)> {
+    let (node, rest) = description.strip_prefix("Made by Rollcall: agent ")?.split_once(" (")?;
+    let id = rest.strip_suffix(')')?;
+    id.starts_with("i-").then_some((node, id))
+}
+
+async fn terminated(operator: &Operator) -> anyhow::Result<Exit> {
+    let ended = operator
+        .work(&Work {
+            name: "controller forget",
+            groups: &["consul_servers"],
+            once: true,
+            role: "consul",
+            tasks: "operate_tokens",
+            vars: json!({}),
+        })
+        .await?;
+    let Some(listed) = ended.of_module("consul_acl_tokens").filter(|_| ended.is_done_once()) else {
+        ended.tell();
+        return Ok(ended.exit());
+    };
+    let tokens = Told::of(listed)?;
+    let known: BTreeMap<&str, &str> =
+        tokens.iter().filter_map(|token| instance(&token.description)).map(|(node, id)| (id, node)).collect();
+    let mut accounts: Vec<(Account, BTreeSet<String>)> = Vec::new();
+    for host in operator.inventory.hosts().filter_map(|host| host.instance.as_ref()) {
+        match accounts.iter_mut().find(|(account, _)| *account == host.account) {
+            Some((_, regions)) => drop(regions.insert(host.region.clone())),
+            None => accounts.push((host.account.clone(), BTreeSet::from([host.region.clone()]))),
+        }
+    }
+    if accounts.is_empty() {
+        bail!("no host of the inventory is an EC2 instance: there is no account to ask; hint: controller forget NODE");
+    }
+    let mut ids: BTreeSet<String> = BTreeSet::new();
+    for (account, regions) in accounts.into_iter().filter(|_| !known.is_empty()) {
+        let names: Vec<String> = known.keys().map(|id| (*id).to_owned()).collect();
+        let state = || ("instance-state-name".to_owned(), vec!["terminated".to_owned()]);
+        let include = names.chunks(FILTER).map(|ids| vec![("instance-id".to_owned(), ids.to_vec()), state()]).collect();
+        let query = Query { account, regions: regions.into_iter().collect(), include, exclude: Vec::new(), strict_permissions: true };
+        let found = discover(&query).await.map_err(|error| {
+            let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+            anyhow::anyhow!("{:#}{hint}", anyhow::Error::new(error))
+        })?;
+        ids.extend(found.instances.into_iter().map(|instance| instance.id));
+    }
+    let gone: Vec<(&str, &str)> = known.iter().filter(|(id, _)| ids.contains(**id)).map(|(id, node)| (*node, *id)).collect();
+    if gone.is_empty() {
+        writeln!(std::io::stdout(), "of {} nodes with an instance EC2 calls none terminated", known.len())?;
+        return Ok(Exit::Done);
+    }
+    let mut worst = Exit::Done;
+    for (node, id) in gone {
+        context::eprint_line(&format!("{node}: EC2 calls {id} terminated"));
+        // What is alive under that name now is another machine.
+        worst = worst.max(forget(operator, node, true).await?);
+    }
+    Ok(worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_the_nodes_own_goes_with_it() {
+        let of = |name: &str| is_of(&Name::new(name).unwrap(), "Web-3");
+        assert!(of("consul/token/agent/web-3") && of("consul/token-next/agent/web-3") && of("consul/token/nomad/web-3"));
+        for other in ["consul/token/agent/web-30", "consul/token/operator/web-3", "consul/token/dns", "app/web-3"] {
+            assert!(!of(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_instance_stands_in_a_tokens_description() {
+        assert_eq!(instance("Made by Rollcall: agent web-3 (i-0abc)"), Some(("web-3", "i-0abc")));
+        for none in ["Made by Rollcall: agent web-3", "Made by Rollcall: dns (i-0abc)", "agent web-3 (i-0abc)"] {
+            assert_eq!(instance(none), None, "{none}");
+        }
+    }
+}

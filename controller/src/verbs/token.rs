@@ -1,0 +1,400 @@
+use std::{io::Write as _, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::{ArgGroup, Args as ClapArgs, Subcommand, ValueEnum};
+use rollcall_engine::{diag::Sources, protocol::TaskResult, secrets::Name};
+use serde_json::{Value, json};
+
+use super::operate::{Operator, Way, Work};
+use crate::{context, exit::Exit, options::Show};
+
+/// Tokens for people: make one, list them, take one away.
+///
+/// Each operator has a token of their own, which says who asked for it and when, and ends by itself if it has a lifetime. It is
+/// made on a server of the cluster, over the same way as a run. Its secret is printed once, or kept in the project's store; no
+/// file on a host and no log has it.
+#[derive(Clone, Debug, ClapArgs)]
+#[command(after_help = "\
+Examples:
+  TOKEN=$(controller token create ann --product consul --policy rollcall-operator-read --ttl 8h)
+  controller token create deploy --product consul --policy rollcall-operator --store
+  controller secret get consul/token/operator/deploy
+  controller token list --product consul
+  controller token revoke ann --product consul")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Verb {
+    /// Make a token, and print its secret.
+    ///
+    /// The secret goes to standard output, and nothing else does. It is not kept: who loses it makes another one.
+    /// Role consul makes two policies for operators: `rollcall-operator-read` (look at everything) and `rollcall-operator` (change
+    /// everything but ACLs and gossip keys).
+    ///
+    /// The same again, with the same name, gives the token the rights that are named now; it ends a call that was broken off.
+    Create(Create),
+    /// List operators' tokens: names, accessors, policies, when they were made and when they end. Never a secret.
+    List {
+        #[command(flatten)]
+        product: OfProduct,
+        /// Also tokens of nodes, of others, and the bootstrap's.
+        #[arg(long)]
+        all: bool,
+        /// Print a list in JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        way: Way,
+    },
+    /// Take an operator's token away, and its secret out of the store. It is worth nothing at once.
+    Revoke {
+        /// The token's name, or its accessor.
+        #[arg(value_name = "NAME|ACCESSOR")]
+        token: String,
+        #[command(flatten)]
+        product: OfProduct,
+        #[command(flatten)]
+        way: Way,
+    },
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+#[group(id = "CreateArgs")]
+#[command(group = ArgGroup::new("rights").required(true).multiple(true).args(["policy", "roles", "management"]))]
+struct Create {
+    /// Whose it is, or what it is for: small letters, digits, '-', '_', '.'.
+    name: String,
+    #[command(flatten)]
+    product: OfProduct,
+    /// A policy that it has. May be repeated.
+    #[arg(long, value_name = "POLICY")]
+    policy: Vec<String>,
+    /// A role that it has. May be repeated.
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+    /// It may do everything.
+    #[arg(long, conflicts_with_all = ["policy", "roles"])]
+    management: bool,
+    /// How long it counts: 30m, 8h, 1h30m, 1d. From a minute to a day. Without it: until it is revoked.
+    #[arg(long, value_parser = lifetime)]
+    ttl: Option<Duration>,
+    /// Print the secret, and do not keep it. That is what happens without --store.
+    #[arg(long, conflicts_with = "store")]
+    print: bool,
+    /// Keep the secret in the store, as PRODUCT/token/operator/NAME, and print only that name.
+    #[arg(long)]
+    store: bool,
+    #[command(flatten)]
+    way: Way,
+}
+
+#[derive(Clone, Copy, Debug, ClapArgs)]
+struct OfProduct {
+    /// Of which product.
+    #[arg(long)]
+    product: Product,
+}
+
+/// Whose tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Product {
+    /// Consul's ACLs.
+    Consul,
+}
+
+impl Product {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Consul => "consul",
+        }
+    }
+
+    /// The group of who is asked.
+    fn servers(self) -> &'static [&'static str] {
+        match self {
+            Self::Consul => &["consul_servers"],
+        }
+    }
+
+    /// The module that lists tokens.
+    fn lister(self) -> &'static str {
+        match self {
+            Self::Consul => "consul_acl_tokens",
+        }
+    }
+
+    /// What the name of the policy of all rights is.
+    fn management(self) -> &'static str {
+        match self {
+            Self::Consul => "global-management",
+        }
+    }
+}
+
+/// What the description of an operator's token begins with.
+const OPERATOR: &str = "Made by Rollcall: operator ";
+
+/// The verb.
+pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow::Result<Exit> {
+    match args.verb {
+        Verb::Create(create) => {
+            // What is wrong with the words is told before anything is opened.
+            let secret = secret_name(create.product.product, &create.name)?;
+            let operator = Operator::new(create.way.clone(), show, sources).await?;
+            self::create(&operator, &create, &secret).await
+        }
+        Verb::List { product, all, json, way } => {
+            let operator = Operator::new(way, show, sources).await?;
+            list(&operator, product.product, all, json).await
+        }
+        Verb::Revoke { token, product, way } => {
+            let operator = Operator::new(way, show, sources).await?;
+            revoke(&operator, product.product, &token).await
+        }
+    }
+}
+
+/// Where an operator's token lies in the store.
+fn secret_name(product: Product, name: &str) -> anyhow::Result<Name> {
+    let bad = "expected small letters, digits, '-', '_' and '.', not beginning with a dot";
+    if name.contains('/') {
+        bail!("'{name}' is no name for a token: {bad}");
+    }
+    Name::new(&format!("{}/token/operator/{name}", product.name()))
+        .ok()
+        .with_context(|| format!("'{name}' is no name for a token: {bad}"))
+}
+
+/// `1h30m` and the like.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is no time: expected 30m, 8h, 1h30m or 1d");
+    let (mut rest, mut total) = (text, 0_u64);
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..end].parse().map_err(|_| wrong())?;
+        let unit = rest[end..].chars().next().ok_or_else(wrong)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86400,
+            _ => return Err(wrong()),
+        };
+        total = number.checked_mul(seconds).and_then(|more| total.checked_add(more)).ok_or_else(wrong)?;
+        rest = &rest[end + unit.len_utf8()..];
+    }
+    if !(60..=86400).contains(&total) {
+        return Err(format!("'{text}' is {total} s: a token's lifetime is from a minute to a day (60 to 86400 s)"));
+    }
+    Ok(Duration::from_secs(total))
+}
+
+async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Result<Exit> {
+    let product = args.product.product;
+    // In the store before anybody else has it: whatever breaks off, the next call goes on with the same value.
+    let kept = operator.get(secret).await?.is_some();
+    let value = operator.make(secret).await?;
+    let policies = if args.management { vec![product.management().to_owned()] } else { args.policy.clone() };
+    let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now());
+    let ended = operator
+        .work(&Work {
+            name: "controller token create",
+            groups: product.servers(),
+            once: true,
+            role: product.name(),
+            tasks: "operate_token",
+            vars: json!({
+                "operator_name": args.name,
+                "operator_policies": policies,
+                "operator_roles": args.roles,
+                "operator_ttl": args.ttl.map(|ttl| ttl.as_secs()),
+                "operator_description": format!("operator {}, for {}, {now}", args.name, super::run::owner()),
+            }),
+        })
+        .await?;
+    let Some(made) = ended.of_module("consul_acl_token").filter(|_| ended.is_done_once()) else {
+        ended.tell();
+        if !kept {
+            operator.delete(secret).await?;
+        }
+        return Ok(ended.exit());
+    };
+    let accessor = made.result.get("accessor_id").and_then(Value::as_str).unwrap_or_default();
+    let ends = args.ttl.map_or_else(String::new, |ttl| format!(", for {} s", ttl.as_secs()));
+    let mut out = std::io::stdout().lock();
+    if args.store {
+        writeln!(out, "{secret}")?;
+        context::eprint_line(&format!(
+            "token '{}' of {} (accessor {accessor}){ends}: controller secret get {secret}",
+            args.name,
+            product.name()
+        ));
+        return Ok(Exit::Done);
+    }
+    writeln!(out, "{}", value.expose()).and_then(|()| out.flush()).with_context(|| {
+        format!("the secret could not be printed; it is kept: controller secret get {secret}")
+    })?;
+    drop(out);
+    operator.delete(secret).await?;
+    context::eprint_line(&format!(
+        "token '{}' of {} (accessor {accessor}){ends}: its secret is printed above, and kept nowhere",
+        args.name,
+        product.name()
+    ));
+    Ok(Exit::Done)
+}
+
+/// A token as the cluster tells it.
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+pub(crate) struct Told {
+    pub(crate) accessor_id: String,
+    pub(crate) description: String,
+    pub(crate) policies: Vec<String>,
+    roles: Vec<String>,
+    made: String,
+    expires: String,
+    ours: bool,
+}
+
+impl Told {
+    /// The name of an operator's token.
+    fn name(&self) -> Option<&str> {
+        self.description.strip_prefix(OPERATOR).and_then(|rest| rest.split(',').next())
+    }
+
+    /// All that a task told.
+    pub(crate) fn of(result: &TaskResult) -> anyhow::Result<Vec<Self>> {
+        let tokens = result.result.get("tokens").cloned().unwrap_or_default();
+        serde_json::from_value(tokens).context("the list of tokens is not what a server gives")
+    }
+}
+
+/// The tokens of a product, as a server lists them; or how the question ended.
+async fn found(operator: &Operator, product: Product) -> anyhow::Result<Result<Vec<Told>, Exit>> {
+    let ended = operator
+        .work(&Work {
+            name: "controller token list",
+            groups: product.servers(),
+            once: true,
+            role: product.name(),
+            tasks: "operate_tokens",
+            vars: json!({}),
+        })
+        .await?;
+    match ended.of_module(product.lister()) {
+        Some(result) if ended.is_done_once() => Ok(Ok(Told::of(result)?)),
+        _ => {
+            ended.tell();
+            Ok(Err(ended.exit()))
+        }
+    }
+}
+
+async fn list(operator: &Operator, product: Product, all: bool, json: bool) -> anyhow::Result<Exit> {
+    let mut tokens = match found(operator, product).await? {
+        Ok(tokens) => tokens,
+        Err(exit) => return Ok(exit),
+    };
+    tokens.retain(|token| all || token.name().is_some());
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&tokens)?)?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<[String; 5]> = tokens.iter().map(row).collect();
+    let head = ["NAME", "ACCESSOR", "POLICIES AND ROLES", "MADE", "ENDS"].map(str::to_owned);
+    let widths: Vec<usize> = (0..head.len())
+        .map(|column| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    for row in [&head].into_iter().chain(&rows) {
+        let line: Vec<String> = row.iter().zip(&widths).map(|(text, width)| format!("{text:width$}")).collect();
+        writeln!(out, "{}", line.join("  ").trim_end())?;
+    }
+    Ok(Exit::Done)
+}
+
+fn row(token: &Told) -> [String; 5] {
+    let name = token.name().unwrap_or(&token.description).to_owned();
+    let rights: Vec<&str> = token.policies.iter().chain(&token.roles).map(String::as_str).collect();
+    let time = |text: &str| match text.parse::<jiff::Timestamp>() {
+        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
+        Err(_) => text.to_owned(),
+    };
+    let ends = if token.expires.is_empty() { "never".to_owned() } else { time(&token.expires) };
+    [name, token.accessor_id.clone(), rights.join(", "), time(&token.made), ends]
+}
+
+async fn revoke(operator: &Operator, product: Product, wanted: &str) -> anyhow::Result<Exit> {
+    let tokens = match found(operator, product).await? {
+        Ok(tokens) => tokens,
+        Err(exit) => return Ok(exit),
+    };
+    let is_wanted = |token: &&Told| token.name() == Some(wanted) || token.accessor_id == wanted;
+    let token = tokens.iter().find(is_wanted);
+    if let Some(token) = token
+        && token.name().is_none()
+    {
+        bail!(
+            "the token {wanted} ('{}') is no operator's: this verb leaves it alone; hint: a node that is gone is forgotten by \
+             controller forget NODE",
+            token.description
+        );
+    }
+    if let Some(token) = token {
+        let ended = operator
+            .work(&Work {
+                name: "controller token revoke",
+                groups: product.servers(),
+                once: true,
+                role: product.name(),
+                tasks: "operate_revoke",
+                vars: json!({ "operator_accessor": token.accessor_id }),
+            })
+            .await?;
+        if !ended.is_done_once() {
+            ended.tell();
+            return Ok(ended.exit());
+        }
+    }
+    // Also that of a token which has ended by itself.
+    let name = token.and_then(Told::name).unwrap_or(wanted);
+    let mut was_kept = false;
+    if let Ok(secret) = secret_name(product, name) {
+        was_kept = operator.get(&secret).await?.is_some();
+        operator.delete(&secret).await?;
+    }
+    let mut out = std::io::stdout().lock();
+    match (token, was_kept) {
+        (Some(token), _) => writeln!(out, "token '{name}' of {} ({}) is revoked", product.name(), token.accessor_id)?,
+        (None, true) => writeln!(out, "{} has no token '{name}'; its secret is out of the store", product.name())?,
+        (None, false) => writeln!(out, "{} has no operator's token '{name}'", product.name())?,
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lifetimes_are_read() {
+        for (text, seconds) in [("30m", 1800), ("8h", 28800), ("1h30m", 5400), ("1d", 86400), ("60s", 60)] {
+            assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "8", "h", "59s", "25h", "2d", "1x", "-1h", "1h 30m", "99999999999999999999h", "18446744073709551615d"] {
+            assert!(lifetime(text).is_err(), "{text}");
+        }
+        assert!(lifetime("2d").unwrap_err().contains("from a minute to a day"));
+    }
+
+    #[test]
+    fn names_are_parts_of_secrets_names() {
+        assert_eq!(secret_name(Product::Consul, "ann.b-1").unwrap().as_str(), "consul/token/operator/ann.b-1");
+        for bad in ["", "Ann", "a/b", "../x", ".a", "a b", "ä", "{{ x }}"] {
+            assert!(secret_name(Product::Consul, bad).unwrap_err().to_string().contains("is no name for a token"), "{bad}");
+        }
+    }
+}

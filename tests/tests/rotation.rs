@@ -1,0 +1,214 @@
+//! `controller rotate` on a real cluster, under a writer: killed at each of its steps, and ended by the same command.
+//!
+//! `ROLLCALL_TEST_KILLS` says at how many more steps tokens' rotation is killed (`make test-faults`: at all of them).
+
+use std::time::Duration;
+
+use rollcall_tests::Operated;
+use serde_json::Value;
+
+const CLIENT: usize = Operated::SERVERS;
+const GOSSIP: [&str; 2] = ["rotate", "gossip"];
+const TOKENS: [&str; 2] = ["rotate", "tokens"];
+
+/// Writes twice a second until it is stopped, through the client's agent, and notes what failed.
+struct Writer<'a>(&'a Operated);
+
+impl<'a> Writer<'a> {
+    fn start(cluster: &'a Operated) -> Self {
+        let said = cluster.say(&["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"]).ok();
+        let token = said.out.trim_end().to_owned();
+        let line = format!(
+            "umask 077; echo 'header = \"X-Consul-Token: {token}\"' > /run/writer.curl; rm -f /run/writer.failed /run/writer.done; \
+             systemd-run --quiet --unit writer sh -c 'n=0; while sleep 0.5; do n=$((n + 1)); \
+             curl --silent --show-error --fail --max-time 10 --config /run/writer.curl --request PUT --data $n http://127.0.0.1:8500/v1/kv/writer \
+             >> /run/writer.done 2>> /run/writer.failed; done'"
+        );
+        cluster.hosts.root(CLIENT, &line).ok();
+        Self(cluster)
+    }
+
+    /// No write failed, and there were some.
+    #[track_caller]
+    fn end(self) {
+        self.0.hosts.root(CLIENT, "systemctl stop writer").ok();
+        assert_eq!(self.0.hosts.read(CLIENT, "/run/writer.failed"), "");
+        assert!(self.0.hosts.read(CLIENT, "/run/writer.done").matches("true").count() > 10);
+        self.0.say(&["token", "revoke", "writer", "--product", "consul"]).ok();
+    }
+}
+
+#[test]
+fn a_rotation_that_is_killed_anywhere_is_ended_by_the_same_command() {
+    let cluster = Operated::new();
+    let since = cluster.running_since();
+    let writer = Writer::start(&cluster);
+    gossip(&cluster);
+    tokens(&cluster);
+    writer.end();
+    cluster.is_silent();
+    assert_eq!(cluster.running_since(), since, "something restarted");
+    whoever_is_away_stops_it(&cluster);
+    what_the_store_has_lost_comes_back(&cluster);
+}
+
+/// The keys of all rings.
+fn keys(cluster: &Operated) -> Vec<String> {
+    let rings = cluster.list("operator/keyring");
+    let mut keys: Vec<String> =
+        rings.iter().flat_map(|ring| ring["Keys"].as_object().expect("a mapping").keys().cloned()).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn gossip(cluster: &Operated) {
+    let old = cluster.secret("consul/gossip").expect("it was made with the cluster");
+    assert_eq!(keys(cluster), [old.as_str()]);
+    let mut next: Option<String> = None;
+    for lines in [2, 3, 5, 6] {
+        // At a later moment of each step, too.
+        let more = usize::from(next.is_some());
+        let said = cluster.kill_after(&GOSSIP, lines + more, Duration::from_millis(700 * lines as u64));
+        assert_eq!(said.len(), lines + more, "{said:?}");
+        let now = cluster.secret("consul/gossip-next");
+        if let (Some(next), Some(now)) = (&next, &now) {
+            assert_eq!(next, now, "it goes on with its key");
+        }
+        next = next.or(now);
+    }
+    let next = next.expect("it was made before it was given to anybody");
+    let said = cluster.say(&GOSSIP).ok().never_says(&next).never_says(&old);
+    if !said.out.contains("goes on with its key") {
+        // The last kill came when all was done: this was another rotation.
+        assert_ne!(cluster.secret("consul/gossip").as_deref(), Some(next.as_str()), "{}", said.report());
+    } else {
+        assert_eq!(cluster.secret("consul/gossip").as_deref(), Some(next.as_str()), "{}", said.report());
+    }
+    let now = cluster.secret("consul/gossip").expect("it has one");
+    assert_ne!(now, old);
+    assert_eq!(keys(cluster), [now.as_str()]);
+    assert_eq!(cluster.secret("consul/gossip-next"), None);
+    for host in 0..=CLIENT {
+        let file: Value = serde_json::from_str(&cluster.hosts.read(host, "/etc/consul.d/gossip.json")).expect("JSON");
+        assert_eq!(file["encrypt"], now.as_str());
+    }
+    cluster.is_silent();
+}
+
+/// Each agent uses the token of the store, which works; there are as many tokens as before, and nothing is left over.
+#[track_caller]
+fn all_is_right(cluster: &Operated, tokens: usize) {
+    let dns = cluster.secret("consul/token/dns").expect("it is there");
+    for host in 0..=CLIENT {
+        let name = format!("consul/token/agent/{}", cluster.hosts.name(host));
+        let own = cluster.secret(&name).expect("it is there");
+        let has = cluster.agent_tokens(host);
+        assert_eq!((has["agent"].as_str(), has["dns"].as_str()), (Some(own.as_str()), Some(dns.as_str())), "{name}");
+        cluster.request(host, &own, "agent/self").ok();
+    }
+    let all = cluster.list("acl/tokens");
+    assert_eq!(all.len(), tokens, "{all:?}");
+    let names = cluster.secrets("consul/");
+    assert!(!names.iter().any(|name| name.contains("-next")), "{names:?}");
+}
+
+fn tokens(cluster: &Operated) {
+    let count = cluster.list("acl/tokens").len();
+    let values = || -> Vec<(String, Option<String>)> {
+        let names = cluster.secrets("consul/").into_iter().filter(|n| n.contains("/token/") || n.ends_with("/management"));
+        names.map(|name| (name.clone(), cluster.secret(&name))).collect()
+    };
+    let before = values();
+    let whole = cluster.say(&TOKENS).ok();
+    for (name, value) in &before {
+        whole.clone().says(&format!("rotated: {name}\n")).never_says(value.as_deref().expect("it has a value"));
+        assert_ne!(&cluster.secret(name), value, "{name}");
+    }
+    all_is_right(cluster, count);
+    // One alone.
+    let name = format!("consul/token/agent/{}", cluster.hosts.name(CLIENT));
+    cluster.say(&["rotate", "tokens", "--only", &name]).ok();
+    all_is_right(cluster, count);
+    let wrong = cluster.say(&["rotate", "tokens", "--only", "consul/token/agent/nobody"]).ends(1);
+    wrong.says("is none of the tokens that are rotated");
+    // Before the first step, while tokens are made, when the store has them, when the old ones go; the same with the management token.
+    let lines = whole.out.lines().count();
+    let more = std::env::var("ROLLCALL_TEST_KILLS").map_or(0, |text| text.parse().expect("a number"));
+    let chosen: Vec<usize> = if more > 0 { (0..lines).collect() } else { vec![1, 3, lines - 3] };
+    for (turn, line) in chosen.into_iter().enumerate() {
+        let delay = Duration::from_millis([0, 900, 2500][turn % 3]);
+        let said = cluster.kill_after(&TOKENS, line, delay);
+        // Whatever was killed: every agent's token works.
+        for host in 0..=CLIENT {
+            let has = cluster.agent_tokens(host);
+            cluster.request(host, has["agent"].as_str().expect("it has one"), "agent/self").ok();
+        }
+        let next: Vec<(String, Option<String>)> = cluster
+            .secrets("consul/")
+            .into_iter()
+            .filter(|name| name.contains("-next"))
+            .map(|name| (name.replace("-next", ""), cluster.secret(&name)))
+            .collect();
+        let ended = cluster.say(&TOKENS).ok();
+        for (name, value) in next {
+            assert_eq!(cluster.secret(&name), value, "{name}, killed after {said:?}: {}", ended.report());
+        }
+        all_is_right(cluster, count);
+    }
+}
+
+fn whoever_is_away_stops_it(cluster: &Operated) {
+    let name = cluster.hosts.name(CLIENT).to_owned();
+    let (key, dns) = (cluster.secret("consul/gossip"), cluster.secret("consul/token/dns"));
+    let own = cluster.secret(&format!("consul/token/agent/{name}"));
+    cluster.hosts.root(CLIENT, "systemctl stop consul").ok();
+    cluster.say(&GOSSIP).ends(4).says(&name).says("nothing was changed");
+    assert_eq!((cluster.secret("consul/gossip"), cluster.secret("consul/gossip-next")), (key, None));
+    // Its token and that of DNS stay as they are; the others are rotated.
+    let part = cluster.say(&TOKENS).ends(4).says(&name);
+    part.says(&format!("rotated: consul/token/agent/{}", cluster.hosts.name(0)));
+    assert_eq!((cluster.secret("consul/token/dns"), cluster.secret(&format!("consul/token/agent/{name}"))), (dns, own));
+    cluster.hosts.root(CLIENT, "systemctl start consul").ok();
+    let rest = cluster.say(&TOKENS).ok().says("was begun before");
+    rest.says(&format!("rotated: consul/token/agent/{name}")).says("rotated: consul/token/dns");
+    cluster.is_silent();
+}
+
+/// As docs/rotation.md says it, line by line.
+fn what_the_store_has_lost_comes_back(cluster: &Operated) {
+    let count = cluster.list("acl/tokens").len();
+    let name = format!("consul/token/agent/{}", cluster.hosts.name(CLIENT));
+    let lose = |name: &str| {
+        let old = cluster.secret(name).expect("it is there");
+        cluster.say(&["secret", "delete", name, "--force"]).ok();
+        old
+    };
+    // Tokens of agents are made anew.
+    let (own, dns) = (lose(&name), lose("consul/token/dns"));
+    cluster.run(&[]).ok().never_says(&own).never_says(&dns);
+    assert!(cluster.secret(&name).is_some_and(|new| new != own) && cluster.secret("consul/token/dns").is_some_and(|new| new != dns));
+    all_is_right(cluster, count);
+    // The gossip key is where members keep it, and nothing is written meanwhile.
+    let key = lose("consul/gossip");
+    let before = cluster.hosts.read(CLIENT, "/etc/consul.d/gossip.json");
+    cluster.run(&[]).ends(4).says("the store has lost the cluster's key").never_says(&key);
+    assert_eq!(cluster.hosts.read(CLIENT, "/etc/consul.d/gossip.json"), before);
+    let ring: Vec<String> =
+        serde_json::from_str(&cluster.hosts.read(0, "/var/lib/consul/serf/local.keyring")).expect("a list");
+    assert_eq!(ring[0], key);
+    let put = |name: &str, value: &str| {
+        cluster.project.shell(&format!("printf %s '{value}' | {} secret put {name} --force", rollcall_tests::program("controller").display())).ok();
+    };
+    put("consul/gossip", &ring[0]);
+    cluster.is_silent();
+    // A token of all rights takes the management token's place.
+    let spare = cluster.say(&["token", "create", "spare", "--product", "consul", "--management"]).ok().out.trim_end().to_owned();
+    lose("consul/management");
+    cluster.run(&[]).ends(8).says("someone else bootstrapped this cluster");
+    put("consul/management", &spare);
+    cluster.is_silent();
+    lose("consul/formed");
+    cluster.run(&[]).ok();
+    assert!(cluster.secret("consul/formed").is_some());
+}
