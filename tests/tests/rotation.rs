@@ -16,7 +16,8 @@ struct Writer<'a>(&'a Operated);
 
 impl<'a> Writer<'a> {
     fn start(cluster: &'a Operated) -> Self {
-        let said = cluster.say(&["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"]).ok();
+        let said =
+            cluster.say(&["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"]).ok();
         let token = said.out.trim_end().to_owned();
         let line = format!(
             "umask 077; echo 'header = \"X-Consul-Token: {token}\"' > /run/writer.curl; rm -f /run/writer.failed /run/writer.done; \
@@ -115,7 +116,8 @@ fn all_is_right(cluster: &Operated, tokens: usize) {
 fn tokens(cluster: &Operated) {
     let count = cluster.list("acl/tokens").len();
     let values = || -> Vec<(String, Option<String>)> {
-        let names = cluster.secrets("consul/").into_iter().filter(|n| n.contains("/token/") || n.ends_with("/management"));
+        let names =
+            cluster.secrets("consul/").into_iter().filter(|n| n.contains("/token/") || n.ends_with("/management"));
         names.map(|name| (name.clone(), cluster.secret(&name))).collect()
     };
     let before = values();

@@ -59,7 +59,10 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Given::Nothing => return Err(Failure::new("argument 'key_from' is missing")),
     };
     if !STANDARD.decode(key.expose()).is_ok_and(|bytes| matches!(bytes.len(), 16 | 24 | 32)) {
-        return Err(Failure::new(format!("'{}' is no gossip key: expected 16, 24 or 32 bytes in base64", args.key_from.0)));
+        return Err(Failure::new(format!(
+            "'{}' is no gossip key: expected 16, 24 or 32 bytes in base64",
+            args.key_from.0
+        )));
     }
     let consul = match api::open(&args.access(), cx)? {
         Opened::Client(consul) => *consul,
@@ -86,9 +89,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let what = format!("consul gossip key {}", args.key_from.0);
     let diff = Diff { what, before: String::new(), after: String::new(), hidden: true };
     let (state, wait) = (args.state, args.wait);
-    Ok(Act::plan(diff, outcome(true), move |_| {
-        carry_out(&consul, &key, state, wait).map(|()| outcome(true))
-    }))
+    Ok(Act::plan(diff, outcome(true), move |_| carry_out(&consul, &key, state, wait).map(|()| outcome(true))))
 }
 
 /// The rings, their keys registered: what is told of this host has none of them.
@@ -112,7 +113,9 @@ fn all_there(members: &[Member], expected: &[String]) -> Result<(), Failure> {
         .map(|member| format!("{} ({})", member.name, member.state()))
         .collect();
     let known: BTreeSet<&str> = members.iter().filter(|m| !m.is_gone()).map(|m| m.name.as_str()).collect();
-    away.extend(expected.iter().filter(|name| !known.contains(name.as_str())).map(|name| format!("{name} (no member)")));
+    away.extend(
+        expected.iter().filter(|name| !known.contains(name.as_str())).map(|name| format!("{name} (no member)")),
+    );
     if away.is_empty() {
         return Ok(());
     }
@@ -132,7 +135,8 @@ fn missing(rings: &[Ring], key: &Secret, step: Step) -> Option<String> {
             Step::Only if ring.keys.len() > 1 => return Some(format!("{name} still has {} keys", ring.keys.len())),
             Step::Only => (have(&ring.keys), "have the key"),
         };
-        (count < ring.num_nodes || count == 0).then(|| format!("{count} of {} members of {name} {does}", ring.num_nodes))
+        (count < ring.num_nodes || count == 0)
+            .then(|| format!("{count} of {} members of {name} {does}", ring.num_nodes))
     })
 }
 
