@@ -180,7 +180,7 @@ fn jobs_prove_to_consul_who_they_are() {
     cluster.project.write("files/greeter.nomad.hcl", &JOB.replace("IDENTITY", ""));
     cluster.run("run.yaml", &["-e", "asks=nomad/token/server"]).ends(4).says("needs 'submit-job'");
     // A job that proves nothing, as they were before there were identities, gets nothing.
-    let blind = cluster.run("run.yaml", &["-e", "timeout=25"]).ends(4);
+    let blind = cluster.run("run.yaml", &["-e", "timeout=12"]).ends(4);
     blind.says("Missing: kv.block(shop/greeting)");
 
     // The sample workloads prove themselves: through Consul's names, and by what they answer.
