@@ -160,8 +160,8 @@ fn containers_outlive_every_change_of_their_engine() {
         assert_eq!(hosts.hosts.read(0, "/etc/docker/daemon.json"), file);
         assert_eq!(hosts.pids(), second);
     };
-    refused("docker_bip: 172.30.0.1/16\n", &["a change of bip would end the 1 containers", "docker_may_interrupt"], 3);
-    refused("docker_live_restore: false\ndocker_config: {mtu: 1400}\n", &["without live-restore"], 3);
+    refused("docker_bip: 172.30.0.1/16\n", &["a change of bip would end the 1 containers", "docker_may_interrupt"], 4);
+    refused("docker_live_restore: false\ndocker_config: {mtu: 1400}\n", &["without live-restore"], 4);
     refused("docker_bip: nonsense\n", &["docker_bip is 'nonsense'"], 3);
     refused("docker_config: {live-restore: false}\n", &["docker_config sets live-restore", "docker_live_restore"], 3);
     refused("docker_config: {log-levl: debug}\n", &["log-levl"], 4);
@@ -213,7 +213,16 @@ fn workloads_from_files_run_in_nomad_on_bridges() {
     for playbook in ["docker.yaml", "nomad.yaml", "workloads.yaml"] {
         hosts.silent(playbook);
     }
-    let nodes = hosts.get(0, "/v1/nodes");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let nodes = loop {
+        let nodes = hosts.get(0, "/v1/nodes");
+        let ready = nodes.as_array().into_iter().flatten().filter(|node| node["Status"] == "ready").count();
+        if ready == 2 {
+            break nodes;
+        }
+        assert!(Instant::now() < deadline, "{nodes:#}");
+        std::thread::sleep(Duration::from_millis(500));
+    };
     for node in nodes.as_array().expect("it is a list") {
         let node = hosts.get(0, &format!("/v1/node/{}", node["ID"].as_str().expect("it has an id")));
         assert_eq!(node["Attributes"]["plugins.cni.version.bridge"], "v1.9.1", "{}", node["Attributes"]);

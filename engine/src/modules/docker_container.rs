@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    docker::{Calls, Looked, MANAGED_LABEL, at, docker, look, reference, texts, unknown},
+    docker::{self, Calls, Looked, MANAGED_LABEL, at, docker, look, reference, texts, unknown},
     place::planned,
 };
 use crate::{
@@ -190,11 +190,17 @@ fn present(inv: &Invocation, args: &Args, found: Option<Value>, cx: &Cx<'_>) -> 
         Diff { what, before: was, after: format!("{after}{}", state(should_run)), hidden: false }
     };
     let (inv, name) = (inv.clone(), args.name.clone());
+    let old = (!same).then(|| at(&base, "/Id").to_owned()).filter(|id| !id.is_empty());
     Ok(Plan::Change(Box::new(Calls {
         diffs: vec![diff],
         list,
         outcome: told(Outcome::changed(), &name, found.as_ref()),
-        finish: Box::new(move |host, outcome| settled(&inv, &name, should_run, host, outcome)),
+        finish: Box::new(move |host, outcome| {
+            if let Some(old) = old {
+                tidy(&inv, host, &old);
+            }
+            settled(&inv, &name, should_run, host, outcome)
+        }),
     })))
 }
 
@@ -225,6 +231,16 @@ fn make(inv: &Invocation, args: &Args, wanted: &Wanted, exists: bool, cx: &Cx<'_
     }
     list.push(docker(inv, ["rename", &staged, &args.name]));
     Ok(list)
+}
+
+/// Removes the image that a container was made from before, where it has no name any more: it was built or loaded anew while this
+/// container used it, and nothing else would ever remove it. What else uses it keeps it.
+fn tidy(inv: &Invocation, host: &mut dyn Write, image: &str) {
+    if let Ok(Looked::Found(found)) = look(inv, host.as_read(), "image", image)
+        && texts(&found, "/RepoTags").is_empty()
+    {
+        let _ = docker::run(host, &docker(inv, ["image", "rm", image]));
+    }
 }
 
 /// Whether it stays up: many a program ends at once, and says why in its log.

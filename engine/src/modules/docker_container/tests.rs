@@ -104,6 +104,23 @@ fn each_difference_makes_it_anew_and_is_told() {
 }
 
 #[test]
+fn the_image_of_the_last_one_goes_with_it_unless_it_has_a_name() {
+    let mut old = container();
+    old["Image"] = json!("sha256:00");
+    let ran = |tags: Value| {
+        let nameless = json!([{"Id": "sha256:00", "RepoTags": tags, "Config": {}}]).to_string();
+        let mut fake = with_image(Fake::new().answers("docker image inspect sha256:00", 0, &nameless, ""))
+            .answers("docker container inspect web.rollcall-new", 1, "[]", NONE)
+            .answers_once("docker container inspect web", 0, &json!([old]).to_string(), "")
+            .answers("docker container inspect web", 0, &json!([container()]).to_string(), "");
+        assert!(go(&mut fake, "docker_container", call()).unwrap().changed);
+        fake.ran.last().cloned().unwrap()
+    };
+    assert_eq!(ran(json!([])), "docker image rm sha256:00");
+    assert_eq!(ran(json!(["web:v0"])), "docker start web");
+}
+
+#[test]
 fn a_container_that_cannot_be_made_leaves_the_old_one() {
     let mut fake =
         runs(&container()).answers("docker create", 125, "", "Error response from daemon: no such network: shop");

@@ -18,6 +18,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(500);
 /// Allocations that a failure tells of.
 const TOLD: usize = 3;
+/// Last events of each of their tasks that it tells.
+const EVENTS: usize = 3;
 /// Events that belong to every task's life, and tell nothing about what went wrong.
 const USUAL: &[&str] =
     &["Received", "Task Setup", "Started", "Restarting", "Killed", "Killing", "Signaling", "Downloading Artifacts"];
@@ -380,7 +382,7 @@ impl Allocation {
         for (name, task) in self.task_states.iter().flatten() {
             let telling = |event: &&Event| !USUAL.contains(&event.kind.as_str());
             let mut last: Vec<&Event> = task.events.iter().flatten().filter(telling).collect();
-            let begin = last.len().saturating_sub(2);
+            let begin = last.len().saturating_sub(EVENTS);
             for event in last.drain(begin..) {
                 events.push(format!("task '{name}': {}: {}", event.kind, event.display_message.trim()));
             }
