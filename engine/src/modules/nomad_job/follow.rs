@@ -103,8 +103,8 @@ struct Allocation {
     client_description: String,
     #[serde(rename = "FollowupEvalID", default)]
     followup: String,
-    #[serde(default)]
-    next_allocation: String,
+    #[serde(rename = "NextAllocation", default)]
+    next: String,
     #[serde(default)]
     task_states: Option<BTreeMap<String, Task>>,
     #[serde(default)]
@@ -286,7 +286,7 @@ impl Follow<'_> {
         let batch = matches!(job.kind.as_str(), "batch" | "sysbatch");
         loop {
             let mut all = self.allocations(clock)?;
-            all.retain(|one| one.job_version == job.version && one.next_allocation.is_empty());
+            all.retain(|one| one.job_version == job.version && one.next.is_empty());
             // Those of a batch job that have ended are wanted no less; those that were told to stop are not.
             all.retain(|one| one.desired_status == "run" || (batch && one.desired_status != "stop"));
             let dead =
@@ -399,7 +399,7 @@ impl Allocation {
 }
 
 fn list(reasons: &[String]) -> String {
-    reasons.iter().map(|reason| format!("\n  {reason}")).collect()
+    reasons.iter().fold(String::new(), |lines, reason| lines + "\n  " + reason)
 }
 
 /// A line for each group that cannot be placed.
