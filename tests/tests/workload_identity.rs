@@ -1,7 +1,10 @@
 //! Nomad beside a Consul that asks for tokens, both with certificates and ACLs, on real hosts: agents have tokens of their own, and jobs
 //! read and register in Consul by proving who they are.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use rollcall_tests::{Borrowed, Lab, Project, Said};
 use serde_json::{Value, json};
@@ -107,6 +110,7 @@ impl Cluster {
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
             .file("group_vars/all.yaml", &vars)
+            .copy("roles/nomad", "roles/nomad")
             .file("run.yaml", RUN)
             .file("files/greeter.nomad.hcl", &JOB.replace("IDENTITY", "consul {}"));
         project.add_settings("cluster: test\n");
@@ -149,8 +153,13 @@ fn jobs_prove_to_consul_who_they_are() {
     }
     let management = cluster.management();
     let of = |service: &str| cluster.consul(&management, &format!("health/service/{service}?passing"));
-    let count = |service: &str| of(service).as_array().map_or(0, Vec::len);
-    assert_eq!((count("nomad"), count("nomad-client")), (SERVERS, 1));
+    // Nodes, of which a server has three instances: HTTP, RPC, gossip.
+    let count = |service: &str| {
+        let all = of(service);
+        all.as_array().into_iter().flatten().map(|one| one["Node"]["Node"].to_string()).collect::<BTreeSet<_>>().len()
+    };
+    // Checks are made each ten seconds.
+    until("all agents are healthy in Consul", || (count("nomad"), count("nomad-client")) == (SERVERS, 1));
 
     let first = cluster.run("run.yaml", &[]).ok();
     assert_eq!(first.counted("changed"), 2, "{}", first.report());
@@ -160,7 +169,7 @@ fn jobs_prove_to_consul_who_they_are() {
         cluster.hosts.root(CLIENT, &format!("{dir}; cat greeting; echo; cat may")).ok().text(),
         "hello\n200 403 403 403"
     );
-    assert_eq!(count("greeter"), 1, "{}", of("greeter"));
+    until("the job's service is healthy in Consul", || count("greeter") == 1);
     let known = cluster.consul(&management, "acl/tokens");
     let logged_in: Vec<&Value> =
         known.as_array().into_iter().flatten().filter(|token| token["AuthMethod"] == "nomad-workloads").collect();
@@ -177,6 +186,16 @@ fn jobs_prove_to_consul_who_they_are() {
 
     tokens_are_of_the_agents_alone(&cluster, &management);
     keys_are_found_without_a_server(&cluster);
+}
+
+/// Waits for something that comes about by itself.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_mins(1);
+    while !holds() {
+        assert!(Instant::now() < end, "not within a minute: {what}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
 }
 
 fn tokens_are_of_the_agents_alone(cluster: &Cluster, management: &str) {
@@ -222,16 +241,9 @@ fn keys_are_found_without_a_server(cluster: &Cluster) {
     assert_eq!(cluster.consul(&management, "acl/auth-method/nomad-workloads")["Config"]["JWKSURL"], method);
     cluster.hosts.root(2, "systemctl stop nomad").ok();
     // Consul drops the server from the name as soon as its check fails.
-    let end = Instant::now() + Duration::from_mins(1);
-    let address = cluster.hosts.host(2).address.clone();
-    loop {
-        let names = cluster.hosts.root(0, "resolvectl query nomad.service.consul").ok();
-        if !names.out.contains(&address) {
-            break;
-        }
-        assert!(Instant::now() < end, "the name still leads to a server that is down: {}", names.report());
-        std::thread::sleep(Duration::from_secs(1));
-    }
+    let address = &cluster.hosts.host(2).address;
+    let named = || cluster.hosts.root(0, "resolvectl query nomad.service.consul").ok().out.contains(address);
+    until("the name no longer leads to a server that is down", || !named());
     for server in 0..SERVERS {
         let fetch = "curl --silent --fail --cacert /etc/consul.d/tls/ca.pem https://nomad.service.consul:4646/.well-known/jwks.json";
         let keys = cluster.hosts.root(server, fetch).ok().json();

@@ -29,7 +29,6 @@ pub use objects::{
     Entry, NodeIdentity, Policy, Rights, Role, ServiceIdentity, TemplateVariables, TemplatedPolicy, Token,
 };
 use objects::{RawRole, RawToken};
-pub use operate::{Member, Ring};
 
 /// How Consul speaks.
 static DIALECT: Dialect = Dialect { product: "Consul", header: "X-Consul-Token", kind };

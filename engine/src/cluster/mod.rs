@@ -14,6 +14,8 @@ pub mod bootstrap;
 pub mod consul;
 /// What answers mean that are no success.
 pub mod error;
+/// Rings, members and keys.
+pub mod gossip;
 /// Nomad's HTTP API.
 pub mod nomad;
 

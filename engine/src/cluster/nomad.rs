@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod objects;
+mod operate;
 
 pub use super::error::{ApiError, Kind};
 use objects::{Leads, Raft, RawRole, RawToken};

@@ -9,7 +9,10 @@ use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
     consul_api::{self as api, Act, Opened, api_args},
 };
-use crate::{choice, cluster::consul::Consul};
+use crate::{
+    choice,
+    cluster::{consul::Consul, gossip::Gossip as _},
+};
 
 choice!(
     /// A member is made by its agent, which joins.
@@ -58,7 +61,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let Some(member) = members.iter().find(|member| member.name == args.name) else {
         return Ok(Plan::Unchanged(Outcome::unchanged().with("was", "none")));
     };
-    let was = member.state();
+    let was = member.state;
     if member.is_alive() {
         if !args.force {
             return Err(Failure::new(format!("'{}' is alive: it is a member that answers", args.name))

@@ -75,6 +75,7 @@ pub mod group;
 /// `hostname`.
 pub mod hostname;
 pub(crate) mod http;
+mod keyring;
 /// `lineinfile`.
 pub mod lineinfile;
 /// `nomad_acl_bootstrap`.
@@ -86,6 +87,8 @@ pub mod nomad_acl_token;
 mod nomad_api;
 /// `nomad_job`.
 pub mod nomad_job;
+/// `nomad_keyring`.
+pub mod nomad_keyring;
 /// `nomad_namespace`.
 pub mod nomad_namespace;
 /// `nomad_restart`.
@@ -154,6 +157,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_policy::DEFINITION,
     &nomad_acl_token::DEFINITION,
     &nomad_job::DEFINITION,
+    &nomad_keyring::DEFINITION,
     &nomad_namespace::DEFINITION,
     &nomad_restart::DEFINITION,
     &nomad_variable::DEFINITION,

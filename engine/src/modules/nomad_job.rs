@@ -115,7 +115,11 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let spec = match source {
         None => Spec::named(args.id.as_deref().unwrap_or_default(), args.namespace.as_deref()),
         Some(source) => match api::first_look(args.wait, cx, || spec::parse(&nomad, &source, &args)) {
-            Ok(parsed) => source.read(parsed, args.namespace.as_deref())?,
+            Ok(parsed) => {
+                let namespace = args.namespace.as_deref();
+                let parsed = parsed.map_err(|failure| explained(failure, namespace.unwrap_or("default")));
+                source.read(parsed, namespace)?
+            }
             Err(plan) => return Ok(plan),
         },
     };
@@ -271,20 +275,21 @@ impl Job {
         outcome.with("id", self.spec.id.as_str()).with("index", index).with("deployment", "")
     }
 
-    /// A refusal with what to do about it.
     fn explained(&self, failure: Failure) -> Failure {
-        if failure.message.contains("nonexistent namespace") {
-            return failure.hint(format!("nomad_namespace makes the namespace '{}'", self.spec.namespace));
-        }
-        if failure.message.contains("Permission denied") {
-            let needed = format!(
-                "a token for jobs needs 'submit-job' and 'read-job' in the namespace '{}'",
-                self.spec.namespace
-            );
-            return failure.hint(needed);
-        }
-        failure
+        explained(failure, &self.spec.namespace)
     }
+}
+
+/// A refusal with what to do about it.
+fn explained(failure: Failure, namespace: &str) -> Failure {
+    if failure.message.contains("nonexistent namespace") {
+        return failure.hint(format!("nomad_namespace makes the namespace '{namespace}'"));
+    }
+    if failure.message.contains("Permission denied") {
+        let needed = format!("a token for jobs needs 'submit-job' and 'read-job' in the namespace '{namespace}'");
+        return failure.hint(needed);
+    }
+    failure
 }
 
 /// What is there of a job.

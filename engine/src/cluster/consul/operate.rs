@@ -1,73 +1,15 @@
 //! What is done to a cluster that runs: looking at its tokens and members, its gossip keys, taking a member away.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{ApiError, Call, Consul, Method, RawToken, Token};
-use crate::secrets::Secret;
-
-/// A member of the gossip ring.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Member {
-    /// Its node's name.
-    pub name: String,
-    /// Serf's number.
-    status: u8,
-}
-
-impl Member {
-    /// It answers.
-    pub fn is_alive(&self) -> bool {
-        self.status == 1
-    }
-
-    /// It said farewell, or was made to: no member any more.
-    pub fn is_gone(&self) -> bool {
-        self.status == 3
-    }
-
-    /// `alive`, `failed` and so on.
-    pub fn state(&self) -> &'static str {
-        match self.status {
-            1 => "alive",
-            2 => "leaving",
-            3 => "left",
-            4 => "failed",
-            _ => "unknown",
-        }
-    }
-}
-
-/// The keys of one ring (the datacenter's, or that of all datacenters' servers), with how many members have each.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Ring {
-    /// The ring of all datacenters' servers.
-    #[serde(rename = "WAN", default)]
-    pub wan: bool,
-    /// Its datacenter.
-    #[serde(default)]
-    pub datacenter: String,
-    /// Members that have a key, by key.
-    #[serde(default)]
-    pub keys: BTreeMap<String, usize>,
-    /// Members that encrypt with a key, by key.
-    #[serde(default)]
-    pub primary_keys: BTreeMap<String, usize>,
-    /// Members that were asked.
-    #[serde(default)]
-    pub num_nodes: usize,
-}
-
-/// Keys are secrets.
-impl fmt::Debug for Ring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ring").field("wan", &self.wan).field("keys", &self.keys.len()).finish_non_exhaustive()
-    }
-}
+use super::{ApiError, Call, Consul, Kind, Method, RawToken, Token};
+use crate::{
+    cluster::gossip::{Gossip, Member, Ring},
+    secrets::Secret,
+};
 
 impl Consul {
     /// All tokens, without their secrets.
@@ -76,39 +18,73 @@ impl Consul {
         Ok(raw.into_iter().map(|raw| Token { secret: None, ..raw.into() }).collect())
     }
 
-    /// The members of the datacenter's ring, as the agent that is asked knows them.
-    pub fn members(&self) -> Result<Vec<Member>, ApiError> {
-        self.0.get(&["agent", "members"], &[])
-    }
-
     /// Takes a member away that is not alive: it will not be waited for.
     pub fn force_leave(&self, node: &str) -> Result<(), ApiError> {
         let path = ["agent", "force-leave", node];
         self.0.send(&Call { query: &[("prune", "")], ..Call::new(Method::PUT, &path) }).map(drop)
     }
 
-    /// The gossip keys of all rings. Every member is asked.
-    pub fn keyring(&self) -> Result<Vec<Ring>, ApiError> {
-        self.0.get(&["operator", "keyring"], &[])
-    }
-
-    /// Gives every member a key besides those it has.
-    pub fn install_key(&self, key: &Secret) -> Result<(), ApiError> {
-        self.key(Method::POST, key)
-    }
-
-    /// Makes every member encrypt with a key that it has.
-    pub fn use_key(&self, key: &Secret) -> Result<(), ApiError> {
-        self.key(Method::PUT, key)
-    }
-
-    /// Takes a key from every member; not the one that it encrypts with.
-    pub fn remove_key(&self, key: &Secret) -> Result<(), ApiError> {
-        self.key(Method::DELETE, key)
-    }
-
     fn key(&self, method: Method, key: &Secret) -> Result<(), ApiError> {
         let body = json!({ "Key": key.expose() });
         self.0.send(&Call { method, hide: &[key], ..Call::put(&["operator", "keyring"], &body) }).map(drop)
+    }
+}
+
+impl Gossip for Consul {
+    fn members(&self) -> Result<Vec<Member>, ApiError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Raw {
+            name: String,
+            status: u8,
+        }
+        let raw: Vec<Raw> = self.0.get(&["agent", "members"], &[])?;
+        let state = |status| match status {
+            1 => "alive",
+            2 => "leaving",
+            3 => "left",
+            4 => "failed",
+            _ => "unknown",
+        };
+        Ok(raw.into_iter().map(|raw| Member { name: raw.name, state: state(raw.status) }).collect())
+    }
+
+    fn keyring(&self) -> Result<Vec<Ring>, ApiError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Raw {
+            #[serde(rename = "WAN", default)]
+            wan: bool,
+            #[serde(default)]
+            keys: BTreeMap<String, usize>,
+            #[serde(default)]
+            primary_keys: BTreeMap<String, usize>,
+            #[serde(default)]
+            num_nodes: usize,
+        }
+        let raw: Vec<Raw> = match self.0.get(&["operator", "keyring"], &[]) {
+            Err(error) if error.kind == Kind::Refused && error.said.contains("No installed keys") => Vec::new(),
+            Err(error) if error.said.contains("keyring is empty") => Vec::new(),
+            answer => answer?,
+        };
+        let ring = |raw: Raw| Ring {
+            wan: raw.wan,
+            keys: raw.keys,
+            primary_keys: Some(raw.primary_keys),
+            members: raw.num_nodes,
+        };
+        Ok(raw.into_iter().map(ring).collect())
+    }
+
+    fn install_key(&self, key: &Secret) -> Result<(), ApiError> {
+        self.key(Method::POST, key)
+    }
+
+    fn use_key(&self, key: &Secret) -> Result<(), ApiError> {
+        self.key(Method::PUT, key)
+    }
+
+    fn remove_key(&self, key: &Secret) -> Result<(), ApiError> {
+        self.key(Method::DELETE, key)
     }
 }

@@ -23,7 +23,7 @@ impl Grants for Key {
 
 fn ring(wan: bool, nodes: usize, keys: &[(&str, usize)], primary: &[(&str, usize)]) -> Ring {
     let map = |list: &[(&str, usize)]| list.iter().map(|(key, count)| ((*key).to_owned(), *count)).collect();
-    Ring { wan, datacenter: "dc".into(), keys: map(keys), primary_keys: map(primary), num_nodes: nodes }
+    Ring { wan, keys: map(keys), primary_keys: Some(map(primary)), members: nodes }
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_step_is_done_when_every_member_of_every_ring_says_so() {
     let wan = ring(true, 3, &[(OLD, 3), (NEW, 3)], &[(NEW, 3)]);
     let part = ring(false, 4, &[(OLD, 4), (NEW, 3)], &[(OLD, 4)]);
     let told = missing(&[wan.clone(), part], &key, Step::Installed).unwrap();
-    assert_eq!(told, "3 of 4 members of the datacenter's ring have the key");
+    assert_eq!(told, "3 of 4 members of the ring have the key");
     let all = ring(false, 4, &[(OLD, 4), (NEW, 4)], &[(OLD, 1), (NEW, 3)]);
     assert_eq!(missing(&[wan.clone(), all.clone()], &key, Step::Installed), None);
     assert!(missing(&[wan.clone(), all], &key, Step::Primary).unwrap().contains("3 of 4"));
@@ -40,6 +40,10 @@ fn a_step_is_done_when_every_member_of_every_ring_says_so() {
     assert_eq!(missing(&[wan.clone(), used.clone()], &key, Step::Primary), None);
     assert!(missing(&[used], &key, Step::Only).unwrap().contains("still has 2 keys"));
     assert_eq!(missing(&[ring(false, 4, &[(NEW, 4)], &[(NEW, 4)])], &key, Step::Only), None);
+    // Who does not tell is asked to use it, each time.
+    let untold = Ring { primary_keys: None, ..ring(false, 3, &[(NEW, 3)], &[]) };
+    assert!(missing(&[untold.clone()], &key, Step::Primary).is_some());
+    assert_eq!(missing(&[untold], &key, Step::Only), None);
     // The other key alone is not it.
     assert!(missing(&[ring(false, 4, &[(OLD, 4)], &[(OLD, 4)])], &key, Step::Only).is_some());
     assert!(!format!("{wan:?}").contains(OLD));
@@ -55,7 +59,7 @@ fn planned(server: &Server, key: &'static str, members: &[&str]) -> Result<Plan,
     let facts = json!({});
     let cx = Cx { host: &host, facts: &facts, secrets: &grants };
     let args = json!({"key_from": "consul/gossip-next", "state": "installed", "members": members, "url": server.url(""), "wait": 0});
-    plan(&call("consul_keyring", args), &cx)
+    (crate::modules::consul_keyring::DEFINITION.plan)(&call("consul_keyring", args), &cx)
 }
 
 #[test]
