@@ -109,6 +109,10 @@ impl Object for Namespace {
     const PRODUCT: &'static str = "Nomad";
     const KIND: &'static str = "namespace";
 
+    fn id(&self) -> &str {
+        &self.name
+    }
+
     fn description(&self) -> &str {
         &self.description
     }

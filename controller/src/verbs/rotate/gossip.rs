@@ -28,7 +28,9 @@ pub(super) async fn rotate(operator: &Operator) -> anyhow::Result<Exit> {
     if begun.is_some() {
         step("a rotation was begun before: it goes on with its key")?;
     } else if operator.get(&current).await?.is_none() {
-        anyhow::bail!("the store has no '{current}': there is no key to rotate; hint: consul_encrypt: true, see docs/role-consul.md");
+        anyhow::bail!(
+            "the store has no '{current}': there is no key to rotate; hint: consul_encrypt: true, see docs/role-consul.md"
+        );
     }
     step("1 of 6: every host and every member is there")?;
     let members = match check(operator).await? {
@@ -69,7 +71,9 @@ pub(super) async fn rotate(operator: &Operator) -> anyhow::Result<Exit> {
 
 fn stopped(ended: &Ended) -> anyhow::Result<Exit> {
     ended.tell();
-    context::eprint_line("the rotation stops here: the cluster goes on, with the old key or with both; the same command goes on from here");
+    context::eprint_line(
+        "the rotation stops here: the cluster goes on, with the old key or with both; the same command goes on from here",
+    );
     Ok(ended.exit())
 }
 
@@ -92,7 +96,9 @@ async fn check(operator: &Operator) -> anyhow::Result<Result<Vec<String>, Exit>>
     let hosts = operator.hosts(GROUPS);
     if !ended.is_whole() || nodes.len() != hosts.len() {
         ended.tell();
-        context::eprint_line("not every host is there: nothing was changed, and the same command goes on when they are");
+        context::eprint_line(
+            "not every host is there: nothing was changed, and the same command goes on when they are",
+        );
         return Ok(Err(ended.exit()));
     }
     Ok(Ok(nodes.into_iter().collect()))

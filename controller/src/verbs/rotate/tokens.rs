@@ -49,16 +49,23 @@ pub(super) async fn rotate(operator: &Operator, only: &[String]) -> anyhow::Resu
     let tokens: Vec<Token> = if begun.is_empty() {
         all.into_iter().filter(|token| chosen.contains(&token.name)).collect()
     } else {
-        step(&format!("a rotation was begun before: {} of its tokens are left, and only they are rotated now", begun.len()))?;
+        step(&format!(
+            "a rotation was begun before: {} of its tokens are left, and only they are rotated now",
+            begun.len()
+        ))?;
         begun
     };
     for token in &tokens {
         if operator.get(&token.name).await?.is_none() {
-            anyhow::bail!("the store has no '{}': there is no token to rotate; hint: run consul.yaml with consul_acl: true first", token.name);
+            anyhow::bail!(
+                "the store has no '{}': there is no token to rotate; hint: run consul.yaml with consul_acl: true first",
+                token.name
+            );
         }
         operator.make(&token.next).await?;
     }
-    let (last, first): (Vec<Token>, Vec<Token>) = tokens.into_iter().partition(|token| token.name.as_str() == MANAGEMENT);
+    let (last, first): (Vec<Token>, Vec<Token>) =
+        tokens.into_iter().partition(|token| token.name.as_str() == MANAGEMENT);
     let mut worst = Exit::Done;
     for part in [first, last].into_iter().filter(|part| !part.is_empty()) {
         worst = worst.max(turn(operator, &part).await?);
@@ -68,7 +75,9 @@ pub(super) async fn rotate(operator: &Operator, only: &[String]) -> anyhow::Resu
         }
     }
     if worst != Exit::Done {
-        context::eprint_line("what is not told as rotated has its old token, which works: the same command goes on from here");
+        context::eprint_line(
+            "what is not told as rotated has its old token, which works: the same command goes on from here",
+        );
     }
     Ok(worst)
 }
