@@ -294,7 +294,7 @@ job "greedy" {
         .hosts
         .root(0, &format!("cat > /tmp/greedy.hcl <<'JOB'\n{privileged}\nJOB\nnomad job run -detach /tmp/greedy.hcl"))
         .ok();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let all = hosts.get(0, "/v1/job/greedy/allocations").to_string();
         if all.contains("privileged mode is disabled") {
