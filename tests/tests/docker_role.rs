@@ -168,7 +168,11 @@ fn containers_outlive_every_change_of_their_engine() {
     refused("docker_config: {hosts: [\"tcp://0.0.0.0:2375\"]}\n", &["specified both as a flag"], 4);
     hosts.hosts.lab.lab(["fault", hosts.hosts.name(0), "read-only"]).ok();
     refused("docker_config: {mtu: 1400}\n", &["Read-only file system"], 4);
+    // The part of the disk that holds containers is no exception.
+    hosts.hosts.root(0, "touch /var/lib/docker/probe").ends(1).says("Read-only file system");
     hosts.hosts.lab.lab(["fault", hosts.hosts.name(0), "clear"]).ok();
+    hosts.root(0, "touch /var/lib/docker/probe && rm /var/lib/docker/probe");
+    assert_eq!(said(), "hello from a container");
 
     // Another text is another container; one that is stopped is started; an engine that is down is told.
     hosts.configure("docker_log_max_files: 2\ntext: hello again\n");
@@ -290,7 +294,7 @@ job "greedy" {
         .hosts
         .root(0, &format!("cat > /tmp/greedy.hcl <<'JOB'\n{privileged}\nJOB\nnomad job run -detach /tmp/greedy.hcl"))
         .ok();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let all = hosts.get(0, "/v1/job/greedy/allocations").to_string();
         if all.contains("privileged mode is disabled") {

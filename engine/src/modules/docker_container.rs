@@ -1,18 +1,17 @@
 //! `docker_container`: one container of this host, as it should be.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use super::{
     Cx, Definition, Diff, Failure, FreeForm, Invocation, Needs, Outcome, Plan,
-    docker::{self, Calls, Looked, MANAGED_LABEL, at, docker, look, reference, texts, unknown},
+    docker::{self, Calls, Looked, MANAGED_LABEL, at, docker, look, texts, unknown},
     place::planned,
 };
 use crate::{
     args, choice,
     host::{Command, Write},
-    secrets::redact,
 };
 
 mod wanted;
@@ -221,7 +220,7 @@ fn make(inv: &Invocation, args: &Args, wanted: &Wanted, exists: bool, cx: &Cx<'_
     if let Looked::Found(_) = look(inv, cx.host, "container", &staged)? {
         list.push(docker(inv, ["rm", "--force", &staged]));
     }
-    list.push(wanted.create(inv, &staged)?);
+    list.push(wanted.create(inv, &staged));
     for network in wanted.networks.iter().skip(1) {
         list.push(docker(inv, ["network", "connect", network, &staged]));
     }
@@ -254,9 +253,8 @@ fn settled(
     if should_run && !cfg!(test) {
         std::thread::sleep(SETTLE);
     }
-    let container = match look(inv, host.as_read(), "container", name)? {
-        Looked::Found(container) => container,
-        _ => return Err(Failure::new(format!("the container {name} is gone again"))),
+    let Looked::Found(container) = look(inv, host.as_read(), "container", name)? else {
+        return Err(Failure::new(format!("the container {name} is gone again")));
     };
     let status = at(&container, "/State/Status");
     if !should_run || status == "running" {

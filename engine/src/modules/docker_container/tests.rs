@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     host::overlay::Overlay,
     modules::fake::{Fake, go, plan},
-    secrets::Secret,
+    secrets::{Secret, redact},
 };
 
 const NONE: &str = "Error: No such container: web";
@@ -236,7 +236,9 @@ fn bad_input_is_refused() {
     for memory in ["1", "1x", "-64m", "99999999999g"] {
         assert!(error("memory", json!(memory)).contains("no size of memory"), "{memory}");
     }
-    assert!(error("cpus", json!("none")).contains("no number of processors"));
+    for cpus in ["none", "-1", "0.001", "1.5.2", ".5", "5000", "1e3"] {
+        assert!(error("cpus", json!(cpus)).contains("no number of processors"), "{cpus}");
+    }
     assert!(error("env", json!({"A": "one\ntwo"})).contains("is no line"));
     assert!(error("env", json!({"A=B": "x"})).contains("is no name"));
     assert!(error("env", json!({"A": [1]})).contains("is no text"));

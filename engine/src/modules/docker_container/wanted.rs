@@ -1,6 +1,17 @@
 //! What a container should be, the call that makes one, and both sides of a comparison in one form.
 
-use super::*;
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::{
+    super::{
+        Failure, Invocation,
+        docker::{MANAGED_LABEL, at, docker, reference, texts},
+    },
+    Args, Restart,
+};
+use crate::{host::Command, secrets::redact};
 
 /// How many bytes a line of the environment may have: Docker's program reads no longer ones.
 const LONGEST_LINE: usize = 60_000;
@@ -145,7 +156,7 @@ impl Wanted {
     }
 
     /// The call that makes the container, stopped. The environment comes by standard input.
-    pub(super) fn create(&self, inv: &Invocation, name: &str) -> Result<Command, Failure> {
+    pub(super) fn create(&self, inv: &Invocation, name: &str) -> Command {
         let mut words: Vec<String> = ["create", "--name", name].map(str::to_owned).into();
         let mut option = |name: &str, value: String| words.push(format!("--{name}={value}"));
         option("label", format!("{MANAGED_LABEL}=true"));
@@ -178,10 +189,10 @@ impl Wanted {
         words.extend(self.command.iter().flatten().cloned());
         let mut command = docker(inv, words);
         if !self.env.is_empty() {
-            let lines: String = self.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-            command.stdin = Some(lines.into_bytes());
+            let lines: Vec<String> = self.env.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+            command.stdin = Some(lines.concat().into_bytes());
         }
-        Ok(command)
+        command
     }
 
     /// As it will look, made from this image.
@@ -279,7 +290,7 @@ impl std::fmt::Display for View {
         line("networks", &self.networks.iter().cloned().collect::<Vec<_>>().join(", "))?;
         line("restart", &self.restart)?;
         line("memory", &if self.memory == 0 { String::new() } else { format!("{} bytes", self.memory) })?;
-        let cpus = format!("{:.3}", self.nanocpus as f64 / 1e9);
+        let cpus = format!("{}.{:03}", self.nanocpus / 1_000_000_000, self.nanocpus % 1_000_000_000 / 1_000_000);
         line("cpus", if self.nanocpus == 0 { "" } else { &cpus })?;
         line("user", &self.user)?;
         for label in &self.labels {
@@ -380,9 +391,16 @@ fn bytes(text: &str) -> Result<u64, Failure> {
 
 /// `0.5` in billionths.
 fn nanocpus(text: &str) -> Result<u64, Failure> {
-    let number = text.trim().parse::<f64>().ok().filter(|number| *number >= 0.01 && *number <= 4096.0);
-    let number = number.ok_or_else(|| {
+    let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
+    let digits = |text: &str| (1..=9).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let number = if digits(whole) && digits(part) {
+        let billionths = format!("{whole}{part:0<9}").parse::<u64>().ok();
+        // A hundredth is the least that the engine takes, and no machine has more than this.
+        billionths.filter(|number| (10_000_000..=4_096_000_000_000).contains(number))
+    } else {
+        None
+    };
+    number.ok_or_else(|| {
         Failure::new(format!("argument 'cpus': '{text}' is no number of processors")).hint("for example 0.5, or 2")
-    })?;
-    Ok((number * 1e9).round() as u64)
+    })
 }
