@@ -15,7 +15,7 @@ pub mod servers;
 
 pub use hosts::Borrowed;
 pub use lab::{Host, Lab, OwnLab, Status};
-pub use operated::Operated;
+pub use operated::{Operated, kill_after, say};
 pub use project::Project;
 pub use said::{Running, Said, run};
 pub use seeded::{Random, counted, number, seed};

@@ -21,6 +21,32 @@ pub struct Operated {
     pub project: Project,
 }
 
+/// Runs a verb of the controller. While an agent of a killed controller still has a host, it is said again.
+#[track_caller]
+pub fn say(project: &Project, words: &[&str]) -> Said {
+    let until = Instant::now() + LOCKED;
+    loop {
+        let said = project.controller(words.iter().copied());
+        if said.code != 7 || Instant::now() > until {
+            return said;
+        }
+    }
+}
+
+/// Starts a verb, and kills it this long after it has said so many lines; the lines that it said. It may come to its end first.
+#[track_caller]
+pub fn kill_after(project: &Project, words: &[&str], lines: usize, delay: Duration) -> Vec<String> {
+    let mut command = project.command(words.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("the controller can be started");
+    let out = BufReader::new(child.stdout.take().expect("it has an output"));
+    let said: Vec<String> = out.lines().take(lines).map_while(Result::ok).collect();
+    std::thread::sleep(delay);
+    let _ = child.kill();
+    let _ = child.wait();
+    said
+}
+
 impl Operated {
     /// How many servers there are; the client comes after them.
     pub const SERVERS: usize = 3;
@@ -51,30 +77,16 @@ impl Operated {
         self.project.controller(["run", "consul.yaml", "--json"].into_iter().chain(more.iter().copied()))
     }
 
-    /// A verb of the controller. While an agent of a killed controller still has a host, it is said again.
+    /// A verb of the controller, see [`say`].
     #[track_caller]
     pub fn say(&self, words: &[&str]) -> Said {
-        let until = Instant::now() + LOCKED;
-        loop {
-            let said = self.project.controller(words.iter().copied());
-            if said.code != 7 || Instant::now() > until {
-                return said;
-            }
-        }
+        say(&self.project, words)
     }
 
-    /// Starts a verb, and kills it this long after it has said so many lines; the lines that it said. It may come to its end first.
+    /// Starts a verb, and kills it, see [`kill_after`].
     #[track_caller]
     pub fn kill_after(&self, words: &[&str], lines: usize, delay: Duration) -> Vec<String> {
-        let mut command = self.project.command(words.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().expect("the controller can be started");
-        let out = BufReader::new(child.stdout.take().expect("it has an output"));
-        let said: Vec<String> = out.lines().take(lines).map_while(Result::ok).collect();
-        std::thread::sleep(delay);
-        let _ = child.kill();
-        let _ = child.wait();
-        said
+        kill_after(&self.project, words, lines, delay)
     }
 
     /// The next run of the role changes nothing.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use rollcall_tests::Operated;
+use rollcall_tests::{Borrowed, Lab, Operated, Project, Said, kill_after, say};
 use serde_json::Value;
 
 const CLIENT: usize = Operated::SERVERS;
@@ -227,4 +227,132 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
     lose("consul/formed");
     cluster.run(&[]).ok();
     assert!(cluster.secret("consul/formed").is_some());
+}
+
+const NOMAD: &str = "nomad_tls: true\nnomad_encrypt: true\nnomad_acl: true\n";
+
+/// Three servers of Nomad, secured.
+struct Nomads {
+    hosts: Borrowed,
+    project: Project,
+}
+
+impl Nomads {
+    fn new() -> Self {
+        let lab = Lab::shared();
+        let hosts = lab.borrow(3, "");
+        let status = lab.status();
+        let vars = format!(
+            "nomad_mirror: {}\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n{NOMAD}",
+            status.mirror, status.subnet
+        );
+        let project = Project::new(&lab, hosts.hosts())
+            .file("inventory.yaml", &hosts.inventory(&[("nomad_servers", 3)]))
+            .file("group_vars/all.yaml", &vars);
+        project.add_settings("cluster: test\n");
+        let nomads = Self { hosts, project };
+        nomads.project.controller(["run", "nomad.yaml"]).ok();
+        nomads
+    }
+
+    fn say(&self, words: &[&str]) -> Said {
+        say(&self.project, words)
+    }
+
+    fn secret(&self, name: &str) -> Option<String> {
+        let said = self.project.controller(["secret", "get", name]);
+        (said.code == 0).then_some(said.out)
+    }
+
+    fn request(&self, host: usize, token: &str, more: &str) -> Said {
+        let line = format!(
+            "curl --silent --show-error --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' https://127.0.0.1:4646/v1/{more}"
+        );
+        self.hosts.root(host, &line)
+    }
+
+    #[track_caller]
+    fn list(&self, path: &str) -> Value {
+        self.request(0, &self.secret("nomad/management").expect("it is there"), path).ok().json()
+    }
+
+    #[track_caller]
+    fn is_silent(&self) {
+        let again = self.project.controller(["run", "nomad.yaml", "--json"]).ok();
+        assert_eq!(again.counted("changed") + again.counted("failed"), 0, "{}", again.report());
+    }
+}
+
+#[test]
+fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
+    let nomads = Nomads::new();
+    nomads.is_silent();
+    let servers: Vec<String> =
+        (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
+
+    // Tokens of people.
+    let create = ["token", "create", "ann", "--product", "nomad", "--ttl", "8h", "--policy"];
+    let said = nomads.say(&[&create[..], &["rollcall-operator-read"]].concat()).ok();
+    let ann = said.out.trim_end().to_owned();
+    assert!(ann.len() == 36 && !said.err.contains(&ann), "{}", said.report());
+    nomads.request(1, &ann, "jobs").ok();
+    nomads.request(1, &ann, "acl/tokens").ends(22);
+    assert_eq!(nomads.secret("nomad/token/operator/ann"), None);
+    nomads
+        .say(&["token", "list", "--product", "nomad"])
+        .ok()
+        .says("ann")
+        .says("rollcall-operator-read")
+        .never_says(&ann);
+    nomads.say(&[&create[..], &["nope"]].concat()).ends(4).says("nope");
+    nomads
+        .say(&["token", "create", "all", "--product", "nomad", "--management", "--store"])
+        .ok()
+        .says("nomad/token/operator/all");
+    let all = nomads.secret("nomad/token/operator/all").expect("it is kept");
+    nomads.request(2, &all, "acl/tokens").ok();
+    for (name, secret) in [("ann", &ann), ("all", &all)] {
+        nomads.say(&["token", "revoke", name, "--product", "nomad"]).ok().says("is revoked");
+        nomads.request(0, secret, "jobs").ends(22);
+    }
+    assert_eq!(nomads.secret("nomad/token/operator/all"), None);
+
+    // The gossip key, killed while servers get it, and while the old one goes.
+    let old = nomads.secret("nomad/gossip").expect("it was made with the cluster");
+    let mut next = None;
+    for lines in [2, 4] {
+        kill_after(&nomads.project, &GOSSIP, lines, Duration::from_millis(1500));
+        let now = nomads.secret("nomad/gossip-next").expect("it is not done");
+        assert_eq!(*next.get_or_insert_with(|| now.clone()), now);
+    }
+    nomads.say(&GOSSIP).ok().never_says(&old);
+    let key = nomads.secret("nomad/gossip").expect("it has one");
+    assert_eq!((Some(&key), nomads.secret("nomad/gossip-next")), (next.as_ref(), None));
+    let ring = nomads.list("agent/keyring/list");
+    assert_eq!(ring["Keys"].as_object().expect("a mapping").keys().collect::<Vec<_>>(), [&key]);
+    for host in 0..3 {
+        assert!(nomads.hosts.read(host, "/var/lib/nomad/server/serf.keyring").contains(&key));
+    }
+    nomads.is_silent();
+
+    // Tokens, killed at a moment of each half.
+    let names = ["nomad/token/server", "nomad/management"];
+    let count = nomads.list("acl/tokens").as_array().map(Vec::len);
+    for lines in [0, 1, 3, 5] {
+        let before: Vec<Option<String>> = names.iter().map(|name| nomads.secret(name)).collect();
+        if lines > 0 {
+            kill_after(&nomads.project, &TOKENS, lines, Duration::from_millis(1200));
+        }
+        let ended = nomads.say(&TOKENS).ok();
+        assert!(names.iter().map(|name| nomads.secret(name)).collect::<Vec<_>>() != before, "{}", ended.report());
+        let tokens = nomads.list("acl/tokens");
+        assert_eq!(tokens.as_array().map(Vec::len), count, "{tokens}");
+        assert!(!tokens.to_string().contains("in place of"), "{tokens}");
+        let left = nomads.project.controller(["secret", "list", "nomad/"]).ok();
+        left.never_says("-next");
+    }
+    nomads.is_silent();
+    let since: Vec<String> =
+        (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
+    assert_eq!(since, servers, "something restarted");
 }

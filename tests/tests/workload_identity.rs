@@ -104,19 +104,18 @@ impl Cluster {
         let vars = format!(
             "consul_mirror: {0}\nnomad_mirror: {0}\nconsul_bind_cidr: {1}\nnomad_bind_cidr: {1}\nbase_time_sync: chrony\n\
              consul_tls: true\nconsul_encrypt: true\nconsul_acl: true\n\
-             nomad_tls: true\nnomad_encrypt: true\nnomad_acl: true\nnomad_consul: true\n",
+             nomad_tls: true\nnomad_encrypt: true\nnomad_acl: true\nnomad_consul: true\n\
+             nomad_cni_mirror: {0}/cni-plugins\nnomad_plugins: {{docker: {{config: {{infra_image: \"pause:v0.1\", gc: {{image: false}}}}}}}}\n",
             status.mirror, status.subnet
         );
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
             .file("group_vars/all.yaml", &vars)
-            .copy("roles/nomad", "roles/nomad")
             .file("run.yaml", RUN)
             .file("files/greeter.nomad.hcl", &JOB.replace("IDENTITY", "consul {}"));
         project.add_settings("cluster: test\n");
         let cluster = Self { hosts, project };
-        cluster.run("consul.yaml", &[]).ok();
-        cluster.run("nomad.yaml", &[]).ok();
+        cluster.run("site.yaml", &[]).ok();
         cluster
     }
 
@@ -146,7 +145,7 @@ impl Cluster {
 fn jobs_prove_to_consul_who_they_are() {
     let cluster = Cluster::new();
     for more in [&[][..], &["--check"]] {
-        let again = cluster.run("nomad.yaml", more).ok();
+        let again = cluster.run("site.yaml", more).ok();
         for what in ["changed", "failed", "may_change"] {
             assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
         }
@@ -181,8 +180,13 @@ fn jobs_prove_to_consul_who_they_are() {
     cluster.project.write("files/greeter.nomad.hcl", &JOB.replace("IDENTITY", ""));
     cluster.run("run.yaml", &["-e", "asks=nomad/token/server"]).ends(4).says("needs 'submit-job'");
     // A job that proves nothing, as they were before there were identities, gets nothing.
-    let blind = cluster.run("run.yaml", &["-e", "timeout=25"]).ends(4);
+    let blind = cluster.run("run.yaml", &["-e", "timeout=12"]).ends(4);
     blind.says("Missing: kv.block(shop/greeting)");
+
+    // The sample workloads prove themselves: through Consul's names, and by what they answer.
+    let samples = cluster.run("workloads.yaml", &[]).ok().says("Each answer is another allocation's");
+    assert_eq!(cluster.run("workloads.yaml", &[]).ok().counted("changed"), 0, "{}", samples.report());
+    assert_eq!(count("web-service") + count("final-app"), 2, "{}", of("web-service"));
 
     tokens_are_of_the_agents_alone(&cluster, &management);
     keys_are_found_without_a_server(&cluster);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::bail;
-use clap::Args as ClapArgs;
+use clap::{Args as ClapArgs, ValueEnum};
 use rollcall_engine::{
     diag::Sources,
     inventory::Inventory,
@@ -29,6 +29,44 @@ use crate::{
         secrets,
     },
 };
+
+/// A product whose cluster is worked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Product {
+    /// Consul.
+    Consul,
+    /// Nomad.
+    Nomad,
+}
+
+impl Product {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Consul, Self::Nomad];
+
+    /// In small letters: its role, and the first part of its secrets' names.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Consul => "consul",
+            Self::Nomad => "nomad",
+        }
+    }
+
+    /// The group of who is asked.
+    pub(crate) fn servers(self) -> &'static [&'static str] {
+        match self {
+            Self::Consul => &["consul_servers"],
+            Self::Nomad => &["nomad_servers"],
+        }
+    }
+
+    /// Groups of those who gossip, and hold tokens.
+    pub(crate) fn members(self) -> &'static [&'static str] {
+        match self {
+            Self::Consul => &["consul_servers", "consul_clients"],
+            Self::Nomad => &["nomad_servers"],
+        }
+    }
+}
 
 /// How a cluster is reached.
 #[derive(Clone, Debug, ClapArgs)]

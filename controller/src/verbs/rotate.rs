@@ -1,10 +1,10 @@
 use std::{collections::BTreeSet, io::Write as _, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand};
 use rollcall_engine::{diag::Sources, secrets::Name};
 
-use super::operate::{Operator, Way};
+use super::operate::{Operator, Product, Way};
 use crate::{exit::Exit, options::Show};
 
 mod gossip;
@@ -17,7 +17,7 @@ mod tokens;
 #[derive(Clone, Debug, ClapArgs)]
 #[command(after_help = "\
 Examples:
-  controller rotate gossip --product consul
+  controller rotate gossip
   controller rotate tokens --product consul
   controller rotate tokens --only consul/token/agent/web-3
   controller rotate tokens --only 'consul/token/agent/*'")]
@@ -33,9 +33,9 @@ enum Verb {
     /// Every host of the inventory's groups must be there and every member alive: one that is away would come back with the old
     /// key, and be heard by nobody. Do not add nodes meanwhile.
     Gossip {
-        /// Of which product.
-        #[arg(long, default_value = "consul")]
-        product: Product,
+        /// Of which product. Without it: of each whose secret is in the store.
+        #[arg(long)]
+        product: Option<Product>,
         #[command(flatten)]
         way: Way,
     },
@@ -45,9 +45,9 @@ enum Verb {
     /// A host that is not there keeps its token; the same command rotates it when it is back. Operators' tokens are not rotated:
     /// revoke them, and create others.
     Tokens {
-        /// Of which product.
-        #[arg(long, default_value = "consul")]
-        product: Product,
+        /// Of which product. Without it: of each whose secret is in the store.
+        #[arg(long)]
+        product: Option<Product>,
         /// Only secrets of this name, or of these names: `*` stands for anything. May be repeated.
         #[arg(long, value_name = "NAME|PATTERN")]
         only: Vec<String>,
@@ -56,25 +56,41 @@ enum Verb {
     },
 }
 
-/// Whose secrets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Product {
-    /// Consul.
-    Consul,
-}
-
 /// The verb.
 pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow::Result<Exit> {
     match args.verb {
-        Verb::Gossip { product: Product::Consul, way } => {
+        Verb::Gossip { product, way } => {
             let operator = Operator::new(way, show, sources).await?;
-            gossip::rotate(&operator).await
+            let mut worst = Exit::Done;
+            for product in products(&operator, product, "gossip").await? {
+                worst = worst.max(gossip::rotate(&operator, product).await?);
+            }
+            Ok(worst)
         }
-        Verb::Tokens { product: Product::Consul, only, way } => {
+        Verb::Tokens { product, only, way } => {
             let operator = Operator::new(way, show, sources).await?;
-            tokens::rotate(&operator, &only).await
+            let products = products(&operator, product, "management").await?;
+            tokens::rotate(&operator, &products, &only).await
         }
     }
+}
+
+/// The product that was named, or all that have such a secret.
+async fn products(operator: &Operator, named: Option<Product>, secret: &str) -> anyhow::Result<Vec<Product>> {
+    let mut out = Vec::new();
+    for product in Product::ALL.into_iter().filter(|product| named.is_none_or(|named| named == *product)) {
+        if operator.get(&name(&format!("{}/{secret}", product.name()))?).await?.is_some() {
+            out.push(product);
+        }
+    }
+    if out.is_empty() {
+        let which = named.map_or("consul or nomad", Product::name);
+        bail!(
+            "the store has no secret '{secret}' of {which}: there is nothing to rotate; hint: the roles make it, with consul_encrypt \
+             or consul_acl (nomad_encrypt, nomad_acl)"
+        );
+    }
+    Ok(out)
 }
 
 /// Tells how far it is, at once: whoever waits sees it.

@@ -1,11 +1,11 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use clap::{ArgGroup, Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Subcommand};
 use rollcall_engine::{diag::Sources, protocol::TaskResult, secrets::Name};
 use serde_json::{Value, json};
 
-use super::operate::{Operator, Way, Work};
+use super::operate::{Operator, Product, Way, Work};
 use crate::{context, exit::Exit, options::Show};
 
 /// Tokens for people: make one, list them, take one away.
@@ -31,8 +31,8 @@ enum Verb {
     /// Make a token, and print its secret.
     ///
     /// The secret goes to standard output, and nothing else does. It is not kept: who loses it makes another one.
-    /// Role consul makes two policies for operators: `rollcall-operator-read` (look at everything) and `rollcall-operator` (change
-    /// everything but ACLs and gossip keys).
+    /// The roles make two policies for operators: `rollcall-operator-read` (look at everything) and `rollcall-operator` (change
+    /// everything but ACLs).
     ///
     /// The same again, with the same name, gives the token the rights that are named now; it ends a call that was broken off.
     Create(Create),
@@ -98,39 +98,19 @@ struct OfProduct {
     product: Product,
 }
 
-/// Whose tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Product {
-    /// Consul's ACLs.
-    Consul,
+/// The module that lists tokens.
+fn lister(product: Product) -> &'static str {
+    match product {
+        Product::Consul => "consul_acl_tokens",
+        Product::Nomad => "nomad_acl_tokens",
+    }
 }
 
-impl Product {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Consul => "consul",
-        }
-    }
-
-    /// The group of who is asked.
-    fn servers(self) -> &'static [&'static str] {
-        match self {
-            Self::Consul => &["consul_servers"],
-        }
-    }
-
-    /// The module that lists tokens.
-    fn lister(self) -> &'static str {
-        match self {
-            Self::Consul => "consul_acl_tokens",
-        }
-    }
-
-    /// What the name of the policy of all rights is.
-    fn management(self) -> &'static str {
-        match self {
-            Self::Consul => "global-management",
-        }
+/// The module that makes them.
+fn maker(product: Product) -> &'static str {
+    match product {
+        Product::Consul => "consul_acl_token",
+        Product::Nomad => "nomad_acl_token",
     }
 }
 
@@ -194,10 +174,17 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 
 async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Result<Exit> {
     let product = args.product.product;
-    // In the store before anybody else has it: whatever breaks off, the next call goes on with the same value.
+    // In the store before anybody uses it: whatever breaks off, the next call goes on with the same value.
     let kept = operator.get(secret).await?.is_some();
-    let value = operator.make(secret).await?;
-    let policies = if args.management { vec![product.management().to_owned()] } else { args.policy.clone() };
+    let chosen = match product {
+        Product::Consul => Some(operator.make(secret).await?),
+        // Nomad chooses it itself; the server that asked for it keeps it in the store.
+        Product::Nomad => None,
+    };
+    let policies = match product {
+        Product::Consul if args.management => vec!["global-management".to_owned()],
+        _ => args.policy.clone(),
+    };
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now());
     let ended = operator
         .work(&Work {
@@ -210,17 +197,22 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
                 "operator_name": args.name,
                 "operator_policies": policies,
                 "operator_roles": args.roles,
+                "operator_management": args.management,
                 "operator_ttl": args.ttl.map(|ttl| ttl.as_secs()),
                 "operator_description": format!("operator {}, for {}, {now}", args.name, super::run::owner()),
             }),
         })
         .await?;
-    let Some(made) = ended.of_module("consul_acl_token").filter(|_| ended.is_done_once()) else {
+    let Some(made) = ended.of_module(maker(product)).filter(|_| ended.is_done_once()) else {
         ended.tell();
         if !kept {
             operator.delete(secret).await?;
         }
         return Ok(ended.exit());
+    };
+    let value = match chosen {
+        Some(value) => value,
+        None => operator.get(secret).await?.with_context(|| format!("the store has no '{secret}', which a server has kept there"))?,
     };
     let accessor = made.result.get("accessor_id").and_then(Value::as_str).unwrap_or_default();
     let ends = args.ttl.map_or_else(String::new, |ttl| format!(", for {} s", ttl.as_secs()));
@@ -254,6 +246,7 @@ pub(crate) struct Told {
     pub(crate) description: String,
     pub(crate) policies: Vec<String>,
     roles: Vec<String>,
+    management: bool,
     made: String,
     expires: String,
     ours: bool,
@@ -284,7 +277,7 @@ async fn found(operator: &Operator, product: Product) -> anyhow::Result<Result<V
             vars: json!({}),
         })
         .await?;
-    match ended.of_module(product.lister()) {
+    match ended.of_module(lister(product)) {
         Some(result) if ended.is_done_once() => Ok(Ok(Told::of(result)?)),
         _ => {
             ended.tell();
@@ -318,7 +311,10 @@ async fn list(operator: &Operator, product: Product, all: bool, json: bool) -> a
 
 fn row(token: &Told) -> [String; 5] {
     let name = token.name().unwrap_or(&token.description).to_owned();
-    let rights: Vec<&str> = token.policies.iter().chain(&token.roles).map(String::as_str).collect();
+    let mut rights: Vec<&str> = token.policies.iter().chain(&token.roles).map(String::as_str).collect();
+    if rights.is_empty() && token.management {
+        rights.push("everything");
+    }
     let time = |text: &str| match text.parse::<jiff::Timestamp>() {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
         Err(_) => text.to_owned(),
@@ -351,7 +347,7 @@ async fn revoke(operator: &Operator, product: Product, wanted: &str) -> anyhow::
                 once: true,
                 role: product.name(),
                 tasks: "operate_revoke",
-                vars: json!({ "operator_accessor": token.accessor_id }),
+                vars: json!({ "operator_accessor": token.accessor_id, "operator_name": token.name() }),
             })
             .await?;
         if !ended.is_done_once() {

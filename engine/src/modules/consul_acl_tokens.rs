@@ -26,7 +26,7 @@ pub const DEFINITION: Definition = Definition {
     needs: Needs::Nothing,
     results: &[&[(
         "tokens",
-        "For each, in the order of their descriptions: `accessor_id`, `description`, `policies`, `roles`, `made`, `expires` (empty: never), `ours`.",
+        "For each, in the order of their descriptions: `accessor_id`, `description`, `policies`, `roles`, `management`, `made`, `expires` (empty: never), `ours`.",
     )]],
     example: "- name: which tokens there are\n  consul_acl_tokens:\n    token_secret: consul/management\n  register: found\n",
     plan,
@@ -54,6 +54,7 @@ fn shown(token: &Token) -> Value {
         "description": token.description,
         "policies": token.rights.policies,
         "roles": token.rights.roles,
+        "management": token.management,
         "made": token.made,
         "expires": token.expires,
         "ours": api::is_ours(&token.description),
@@ -88,7 +89,7 @@ mod tests {
         assert_eq!(
             some.data["tokens"],
             serde_json::json!([{"accessor_id": "b", "description": "Made by Rollcall: operator ann", "policies": ["reads"],
-                "roles": [], "made": "2026-01-02T03:04:05Z", "expires": "2026-01-02T11:04:05Z", "ours": true}])
+                "roles": [], "management": false, "made": "2026-01-02T03:04:05Z", "expires": "2026-01-02T11:04:05Z", "ours": true}])
         );
     }
 }

@@ -84,6 +84,10 @@ pub mod nomad_acl_bootstrap;
 pub mod nomad_acl_policy;
 /// `nomad_acl_token`.
 pub mod nomad_acl_token;
+/// `nomad_acl_token_rotate`.
+pub mod nomad_acl_token_rotate;
+/// `nomad_acl_tokens`.
+pub mod nomad_acl_tokens;
 mod nomad_api;
 /// `nomad_job`.
 pub mod nomad_job;
@@ -156,6 +160,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_bootstrap::DEFINITION,
     &nomad_acl_policy::DEFINITION,
     &nomad_acl_token::DEFINITION,
+    &nomad_acl_token_rotate::DEFINITION,
+    &nomad_acl_tokens::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_keyring::DEFINITION,
     &nomad_namespace::DEFINITION,

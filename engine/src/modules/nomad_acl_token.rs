@@ -174,7 +174,7 @@ impl Work {
     /// A kept secret of another token is none of this task's business.
     fn is_its_own(&self, found: &Found) -> Result<(), Failure> {
         match &found.own {
-            Some(own) if own.name != self.wanted.name => Err(Failure {
+            Some(own) if own.name != self.wanted.name && !is_successor(&own.name, &self.wanted.name) => Err(Failure {
                 changed: self.changed,
                 ..Failure::new(format!("the secret '{}' belongs to another token: '{}'", self.name, own.name))
                     .hint("each purpose keeps its token under a name of its own")
@@ -269,6 +269,14 @@ impl Work {
         }
     }
 }
+
+/// A token that took another one's place goes under that one's name, and says so until the other is gone.
+pub(super) fn is_successor(name: &str, of: &str) -> bool {
+    name.strip_prefix(of).is_some_and(|rest| rest.starts_with(SUCCEEDS))
+}
+
+/// What stands between a name and the accessor of the token that it had before.
+pub(super) const SUCCEEDS: &str = ", in place of ";
 
 /// What went wrong in a turn.
 #[derive(Debug)]

@@ -51,7 +51,7 @@ api_args! {
         /// `complete` (a batch job's allocations have ended well).
         until []: Until = Until::Healthy;
         /// For how many seconds to wait for that.
-        timeout []: Duration = Duration::from_secs(300);
+        timeout []: Duration = Duration::from_mins(5);
     }
 }
 
@@ -90,7 +90,7 @@ struct Planned {
 
 impl Planned {
     fn is_nothing(&self) -> bool {
-        self.diff.as_ref().is_some_and(|diff| diff.is_none())
+        self.diff.as_ref().is_some_and(shown::JobDiff::is_none)
     }
 }
 
@@ -313,7 +313,7 @@ fn warned(mut outcome: Outcome, planned: &Planned) -> Outcome {
     if !warnings.is_empty() {
         outcome.warnings.push(warnings.to_owned());
     }
-    let failed = planned.failed.iter().flat_map(|failed| follow::placement(failed));
+    let failed = planned.failed.iter().flat_map(follow::placement);
     outcome.warnings.extend(failed.map(|why| format!("as things are, {why}")));
     outcome
 }

@@ -203,16 +203,21 @@ fn write(nomad: &Nomad, wanted: &Wanted, wait: Duration) -> Result<Outcome, Fail
             })
         },
     )
-    .map_err(|failure| match failure.message.contains("nonexistent namespace") {
-        true => failure.hint(format!("there is no namespace '{}': nomad_namespace makes it", wanted.namespace)),
-        false => failure,
+    .map_err(|failure| {
+        if failure.message.contains("nonexistent namespace") {
+            return failure.hint(format!("nomad_namespace makes the namespace '{}'", wanted.namespace));
+        }
+        failure
     })?;
     Ok(told(api::outcome(settled.changed), settled.now.as_ref()))
 }
 
 fn lines(items: Option<&Items>) -> String {
-    let line = |(name, text): (&String, &Secret)| format!("{name}: {}\n", text.expose());
-    items.into_iter().flatten().map(line).collect()
+    let mut lines = String::new();
+    for (name, text) in items.into_iter().flatten() {
+        lines.push_str(&format!("{name}: {}\n", text.expose()));
+    }
+    lines
 }
 
 fn told(outcome: Outcome, found: Option<&Found>) -> Outcome {

@@ -10,6 +10,7 @@
 //!
 //! A run of the role in between finds one of both, and is content. The management token comes last.
 
+use anyhow::Context as _;
 use rollcall_engine::secrets::{
     Name,
     ownership::{Rule, node_part},
@@ -20,24 +21,30 @@ use super::{chosen, name, step};
 use crate::{
     context,
     exit::Exit,
-    verbs::operate::{Ended, Operator, Work},
+    verbs::operate::{Ended, Operator, Product, Work},
 };
 
-const GROUPS: &[&str] = &["consul_servers", "consul_clients"];
-const SERVERS: &[&str] = &["consul_servers"];
-const MANAGEMENT: &str = "consul/management";
+/// Every agent of Consul answers DNS with it.
 const DNS: &str = "consul/token/dns";
 
 /// A token that is rotated.
 #[derive(Clone, Debug)]
 struct Token {
+    product: Product,
     name: Name,
     next: Name,
 }
 
+impl Token {
+    /// It may do everything.
+    fn is_management(&self) -> bool {
+        self.name.as_str().ends_with("/management")
+    }
+}
+
 /// See the module.
-pub(super) async fn rotate(operator: &Operator, only: &[String]) -> anyhow::Result<Exit> {
-    let all = all(operator)?;
+pub(super) async fn rotate(operator: &Operator, products: &[Product], only: &[String]) -> anyhow::Result<Exit> {
+    let all = all(operator, products)?;
     let names: Vec<Name> = all.iter().map(|token| token.name.clone()).collect();
     let chosen = chosen(&names, only)?;
     let mut begun = Vec::new();
@@ -49,61 +56,67 @@ pub(super) async fn rotate(operator: &Operator, only: &[String]) -> anyhow::Resu
     let tokens: Vec<Token> = if begun.is_empty() {
         all.into_iter().filter(|token| chosen.contains(&token.name)).collect()
     } else {
-        step(&format!(
-            "a rotation was begun before: {} of its tokens are left, and only they are rotated now",
-            begun.len()
-        ))?;
+        step(&format!("a rotation was begun before: {} of its tokens are left, and only they are rotated now", begun.len()))?;
         begun
     };
     for token in &tokens {
         if operator.get(&token.name).await?.is_none() {
-            anyhow::bail!(
-                "the store has no '{}': there is no token to rotate; hint: run consul.yaml with consul_acl: true first",
-                token.name
-            );
+            anyhow::bail!("the store has no '{}': there is no token to rotate; hint: run {}.yaml with {0}_acl: true first", token.name, token.product.name());
         }
-        operator.make(&token.next).await?;
+        // Secrets of Nomad's tokens are Nomad's to choose.
+        if token.product == Product::Consul {
+            operator.make(&token.next).await?;
+        }
     }
-    let (last, first): (Vec<Token>, Vec<Token>) =
-        tokens.into_iter().partition(|token| token.name.as_str() == MANAGEMENT);
     let mut worst = Exit::Done;
-    for part in [first, last].into_iter().filter(|part| !part.is_empty()) {
-        worst = worst.max(turn(operator, &part).await?);
-        // The management token is what mends the others: it stays while something is wrong.
-        if worst > Exit::Unreachable {
-            break;
+    for product in products {
+        let of = tokens.iter().filter(|token| token.product == *product).cloned();
+        let (last, first): (Vec<Token>, Vec<Token>) = of.partition(Token::is_management);
+        for part in [first, last].into_iter().filter(|part| !part.is_empty()) {
+            worst = worst.max(turn(operator, *product, &part).await?);
+            // The management token is what mends the others: it stays while something is wrong.
+            if worst > Exit::Unreachable {
+                break;
+            }
         }
     }
     if worst != Exit::Done {
-        context::eprint_line(
-            "what is not told as rotated has its old token, which works: the same command goes on from here",
-        );
+        context::eprint_line("what is not told as rotated has its old token, which works: the same command goes on from here");
     }
     Ok(worst)
 }
 
 /// All tokens that are rotated, of the hosts that the inventory has.
-fn all(operator: &Operator) -> anyhow::Result<Vec<Token>> {
-    let agents = operator.hosts(GROUPS).into_iter().map(|host| format!("consul/token/agent/{}", node_part(&host)));
+fn all(operator: &Operator, products: &[Product]) -> anyhow::Result<Vec<Token>> {
     let mut out = Vec::new();
-    for text in agents.chain([DNS.to_owned(), MANAGEMENT.to_owned()]) {
-        let name = name(&text)?;
-        if let Some(next) = Rule::next(&name) {
-            out.push(Token { name, next });
+    for product in products {
+        let mut names: Vec<String> = match product {
+            Product::Consul => {
+                let hosts = operator.hosts(product.members()).into_iter();
+                hosts.map(|host| format!("consul/token/agent/{}", node_part(&host))).chain([DNS.to_owned()]).collect()
+            }
+            Product::Nomad => vec!["nomad/token/server".to_owned()],
+        };
+        names.push(format!("{}/management", product.name()));
+        for text in names {
+            let name = name(&text)?;
+            if let Some(next) = Rule::next(&name) {
+                out.push(Token { product: *product, name, next });
+            }
         }
     }
     Ok(out)
 }
 
 /// Rotates some, those that can be.
-async fn turn(operator: &Operator, tokens: &[Token]) -> anyhow::Result<Exit> {
+async fn turn(operator: &Operator, product: Product, tokens: &[Token]) -> anyhow::Result<Exit> {
     let names: Vec<&str> = tokens.iter().map(|token| token.name.as_str()).collect();
     step(&format!("{} tokens get successors: {}", names.len(), names.join(", ")))?;
     let make = Work {
         name: "controller rotate tokens",
-        groups: GROUPS,
+        groups: product.members(),
         once: false,
-        role: "consul",
+        role: product.name(),
         tasks: "operate_rotate",
         vars: json!({ "rotate_names": names }),
     };
@@ -113,15 +126,15 @@ async fn turn(operator: &Operator, tokens: &[Token]) -> anyhow::Result<Exit> {
         made.tell();
         worst = made.exit();
     }
-    let hosts = operator.hosts(GROUPS);
-    let servers = operator.hosts(SERVERS);
+    let hosts = operator.hosts(product.members());
+    let servers = operator.hosts(product.servers());
     let did: Vec<&String> = hosts.iter().filter(|host| did_all(&made, host)).collect();
     let mut done: Vec<&Token> = Vec::new();
     for token in tokens {
         let in_use = match token.name.as_str() {
             // Every agent answers DNS with it.
             DNS => did.len() == hosts.len(),
-            MANAGEMENT => servers.iter().all(|server| did.contains(&server)),
+            _ if product == Product::Nomad || token.is_management() => servers.iter().all(|server| did.contains(&server)),
             agent => did.iter().any(|host| agent.rsplit('/').next() == Some(node_part(host).as_str())),
         };
         if in_use {
@@ -133,7 +146,8 @@ async fn turn(operator: &Operator, tokens: &[Token]) -> anyhow::Result<Exit> {
     }
     step(&format!("{} of them are in use: the store gets them", done.len()))?;
     for token in &done {
-        let next = operator.make(&token.next).await?;
+        let next = operator.get(&token.next).await?;
+        let next = next.with_context(|| format!("the store has no '{}', which was kept there", token.next))?;
         operator.put(&token.name, &next).await?;
     }
     step("the old ones are deleted")?;
@@ -141,9 +155,9 @@ async fn turn(operator: &Operator, tokens: &[Token]) -> anyhow::Result<Exit> {
         done.iter().map(|token| json!({ "from": token.name.as_str(), "to": token.next.as_str() })).collect();
     let retire = Work {
         name: "controller rotate tokens",
-        groups: SERVERS,
+        groups: product.servers(),
         once: true,
-        role: "consul",
+        role: product.name(),
         tasks: "operate_retire",
         vars: json!({ "rotate_pairs": pairs }),
     };

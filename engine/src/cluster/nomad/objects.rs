@@ -55,6 +55,8 @@ pub struct Token {
     pub global: bool,
     /// Seconds for which it counts from when it is made; asked for only.
     pub ttl: Option<u64>,
+    /// When it was made (RFC 3339); told only.
+    pub made: String,
     /// When it ends (RFC 3339); told only.
     pub expires: Option<String>,
     /// Grows with each token that is made; told only.
@@ -105,6 +107,8 @@ pub(super) struct RawToken {
     roles: Vec<Linked>,
     #[serde(rename = "Global", default)]
     global: bool,
+    #[serde(rename = "CreateTime", default)]
+    made: String,
     #[serde(rename = "ExpirationTime", default)]
     expires: Option<String>,
     #[serde(rename = "CreateIndex", default)]
@@ -128,6 +132,7 @@ impl From<RawToken> for Token {
             roles: raw.roles.into_iter().map(|role| role.name).collect(),
             global: raw.global,
             ttl: None,
+            made: raw.made,
             expires: raw.expires,
             create_index: raw.create_index,
         }

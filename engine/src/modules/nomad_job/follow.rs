@@ -18,6 +18,8 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(500);
 /// Allocations that a failure tells of.
 const TOLD: usize = 3;
+/// Last events of each of their tasks that it tells.
+const EVENTS: usize = 3;
 /// Events that belong to every task's life, and tell nothing about what went wrong.
 const USUAL: &[&str] =
     &["Received", "Task Setup", "Started", "Restarting", "Killed", "Killing", "Signaling", "Downloading Artifacts"];
@@ -101,8 +103,8 @@ struct Allocation {
     client_description: String,
     #[serde(rename = "FollowupEvalID", default)]
     followup: String,
-    #[serde(default)]
-    next_allocation: String,
+    #[serde(rename = "NextAllocation", default)]
+    next: String,
     #[serde(default)]
     task_states: Option<BTreeMap<String, Task>>,
     #[serde(default)]
@@ -284,7 +286,7 @@ impl Follow<'_> {
         let batch = matches!(job.kind.as_str(), "batch" | "sysbatch");
         loop {
             let mut all = self.allocations(clock)?;
-            all.retain(|one| one.job_version == job.version && one.next_allocation.is_empty());
+            all.retain(|one| one.job_version == job.version && one.next.is_empty());
             // Those of a batch job that have ended are wanted no less; those that were told to stop are not.
             all.retain(|one| one.desired_status == "run" || (batch && one.desired_status != "stop"));
             let dead =
@@ -380,7 +382,7 @@ impl Allocation {
         for (name, task) in self.task_states.iter().flatten() {
             let telling = |event: &&Event| !USUAL.contains(&event.kind.as_str());
             let mut last: Vec<&Event> = task.events.iter().flatten().filter(telling).collect();
-            let begin = last.len().saturating_sub(2);
+            let begin = last.len().saturating_sub(EVENTS);
             for event in last.drain(begin..) {
                 events.push(format!("task '{name}': {}: {}", event.kind, event.display_message.trim()));
             }
@@ -397,7 +399,7 @@ impl Allocation {
 }
 
 fn list(reasons: &[String]) -> String {
-    reasons.iter().map(|reason| format!("\n  {reason}")).collect()
+    reasons.iter().fold(String::new(), |lines, reason| lines + "\n  " + reason)
 }
 
 /// A line for each group that cannot be placed.

@@ -133,13 +133,16 @@ impl Texts {
 
     fn fields(&mut self, fields: Option<&[Field]>, depth: usize) {
         for field in fields.unwrap_or_default() {
-            let value = |text: &str| match text.contains('\n') {
-                false => format!(" {text}"),
+            let value = |text: &str| {
+                if !text.contains('\n') {
+                    return format!(" {text}");
+                }
                 // A template: line by line.
-                true => text.lines().map(|line| format!("\n{:indent$}{line}", "", indent = depth * 2 + 2)).collect(),
+                let indent = " ".repeat(depth * 2 + 2);
+                text.lines().fold(String::new(), |lines, line| lines + "\n" + &indent + line)
             };
             // `forces create`
-            let note: String = field.annotations.iter().flatten().map(|note| format!("  # {note}")).collect();
+            let note = notes(field.annotations.as_deref());
             match field.kind.as_str() {
                 "Added" => self.line(false, true, depth, &format!("{}:{}{note}", field.name, value(&field.new))),
                 "Deleted" => self.line(true, false, depth, &format!("{}:{}", field.name, value(&field.old))),
@@ -166,7 +169,7 @@ impl Texts {
         if group.kind == "None" {
             return;
         }
-        let note: String = group.annotations.iter().flatten().map(|note| format!("  # {note}")).collect();
+        let note = notes(group.annotations.as_deref());
         self.within(depth, &format!("{what} {}{note}", group.name), |out| {
             out.fields(group.fields.as_deref(), depth + 1);
             out.things(group.objects.as_deref(), depth + 1);
@@ -184,4 +187,9 @@ impl Texts {
         self.before.push_str(&inner.before);
         self.after.push_str(&inner.after);
     }
+}
+
+/// What Nomad notes beside a line.
+fn notes(notes: Option<&[String]>) -> String {
+    notes.unwrap_or_default().iter().fold(String::new(), |all, note| all + "  # " + note)
 }
