@@ -189,6 +189,8 @@ pub(crate) fn seed(env: &HostEnv, disk: &Disk, instance: &Instance) -> Result<()
         write("etc/machine-id", 0o444, format!("{}\n", machine_id(&instance.id)).as_bytes())?;
         write("etc/apt/sources.list.d/rollcall-lab.list", 0o644, env.apt.list.as_bytes())?;
         write(&env.apt.key_file, 0o644, &env.apt.key)?;
+        // Archives that were unpacked would take memory for as long as the host lives.
+        write("etc/apt/apt.conf.d/91rollcall-lab", 0o644, b"APT::Keep-Downloaded-Packages \"false\";\n")?;
     }
     // The kernel has what bridges need, or this lab had none; programs look for it where modules would be.
     let kernel = nix::sys::utsname::uname().context("cannot tell the kernel's version")?;

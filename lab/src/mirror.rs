@@ -279,7 +279,8 @@ mod tests {
             .collect();
         let path = folder.path().join("built");
         std::fs::write(&path, &noise).unwrap();
-        let program = Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path, layout: Layout::Program };
+        let program =
+            Program { name: "consul".to_owned(), version: "1.22.2".to_owned(), path, layout: Layout::Program };
         publish(&folder.path().join("tree"), &program, "amd64").unwrap();
         (folder, noise)
     }

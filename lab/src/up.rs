@@ -40,10 +40,13 @@ pub(crate) fn prepare(further: &[String], packages: &[String]) -> Result<(std::p
     std::thread::scope(|scope| {
         let image = scope.spawn(|| base::prepare(&owner));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let prepared =
-            runtime
-                .context("cannot start the runtime")?
-                .block_on(serve::prepare(&cache, &owner, further, packages, &|line| output::note(line)));
+        let prepared = runtime.context("cannot start the runtime")?.block_on(serve::prepare(
+            &cache,
+            &owner,
+            further,
+            packages,
+            &|line| output::note(line),
+        ));
         let image = image.join().map_err(|_| anyhow::anyhow!("the making of the image broke off"))?;
         Ok((image?, prepared?))
     })

@@ -62,9 +62,8 @@ impl Operated {
             "consul_mirror: {}\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_acl: true\nconsul_encrypt: true\n",
             status.mirror, status.subnet
         );
-        let project = Project::new(&lab, hosts.hosts())
-            .file("inventory.yaml", &inventory)
-            .file("group_vars/all.yaml", &vars);
+        let project =
+            Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", &vars);
         let settings = project.settings();
         project.write("rollcall.yaml", &format!("cluster: test\n{settings}"));
         let cluster = Self { hosts, project };

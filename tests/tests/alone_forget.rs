@@ -18,7 +18,8 @@ fn a_terminated_instance_is_forgotten_and_its_name_gets_tokens_of_its_own() {
         "consul_mirror: {}\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_acl: true\n",
         status.mirror, status.subnet
     );
-    let project = Project::new(&lab, &status.hosts).file("inventory.aws_ec2.yaml", INVENTORY).file("group_vars/all.yaml", &vars);
+    let project =
+        Project::new(&lab, &status.hosts).file("inventory.aws_ec2.yaml", INVENTORY).file("group_vars/all.yaml", &vars);
     let settings = project.settings().replace("[inventory.yaml]", "[inventory.aws_ec2.yaml]");
     project.write("rollcall.yaml", &format!("cluster: test\n{settings}  host_keys: accept-new\n"));
     let run = || project.controller(["run", "consul.yaml", "--json"]);
@@ -27,7 +28,8 @@ fn a_terminated_instance_is_forgotten_and_its_name_gets_tokens_of_its_own() {
     let secret = || project.controller(["secret", "get", "consul/token/agent/web"]).ok().out;
     let (old, first) = (secret(), lab.host("web"));
     let knows = |token: &str| {
-        let line = format!("curl --silent --fail --header 'X-Consul-Token: {token}' http://127.0.0.1:8500/v1/acl/token/self");
+        let line =
+            format!("curl --silent --fail --header 'X-Consul-Token: {token}' http://127.0.0.1:8500/v1/acl/token/self");
         lab.exec("server", &line).code == 0
     };
     assert!(knows(&old));
@@ -52,7 +54,9 @@ fn a_terminated_instance_is_forgotten_and_its_name_gets_tokens_of_its_own() {
     assert_ne!(first.id, second.id);
     // The same name is not the same node.
     let refused = run().ends(4);
-    refused.says(&format!("was made for the instance {}, and this is {}", first.id, second.id)).says("controller forget --terminated");
+    refused
+        .says(&format!("was made for the instance {}, and this is {}", first.id, second.id))
+        .says("controller forget --terminated");
     assert!(knows(&old) && secret() == old);
     project.controller(["forget", "--terminated"]).ok().says(&first.id).says("'web' is forgotten");
     assert!(!knows(&old));

@@ -191,7 +191,6 @@ fn round(
 fn seeded(product: Product) {
     let rounds = number("ROLLCALL_TEST_KILLS", 0) + FAULTS.len() as u64;
     let seed = seed();
-    println!("ROLLCALL_TEST_SEED={seed}, {rounds} rounds of {}", product.name);
     let (hosts, project) = prepared(product);
     let mut random = Random::new(seed);
     let mut failed = Vec::new();
@@ -202,7 +201,10 @@ fn seeded(product: Product) {
         }
     }
     counted(
-        "rounds of 6 racing bootstraps over 3 servers, with faults: one token, which all have",
+        &format!(
+            "rounds of 6 racing bootstraps of {} over 3 servers, with faults: one token, which all have",
+            product.name
+        ),
         rounds - failed.len() as u64,
         rounds,
     );

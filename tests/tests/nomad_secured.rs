@@ -317,3 +317,35 @@ fn a_running_cluster_is_not_led_over_by_halves() {
     cluster.configure("nomad_encrypt: true\nnomad_acl: true\n");
     cluster.run(&[]).ends(4).says("Nomad runs here with TLS, and nomad_tls is False");
 }
+
+#[test]
+fn a_loss_of_everything_and_a_stranger_are_told() {
+    let cluster = Cluster::plan("nomad_acl: true\n");
+    let servers: &[&str] = &["--limit", "nomad_servers"];
+    cluster.run(servers).ok();
+    let wipe = || {
+        for server in 0..SERVERS {
+            cluster.hosts.root(server, "systemctl stop nomad; rm -rf /var/lib/nomad/*").ok();
+        }
+    };
+    // Once formed, a cluster that knows nothing is not taken for a new one.
+    wipe();
+    let lost = cluster.run(servers).ends(4);
+    lost.says("this cluster was formed before").says("controller secret delete nomad/formed");
+    // There it stands, and takes its bootstrap from whoever asks first.
+    let api = "http://127.0.0.1:4646/v1";
+    let stranger = cluster.hosts.root(1, &format!("curl --silent --fail --request PUT {api}/acl/bootstrap"));
+    let theirs = stranger.ok().json()["SecretID"].as_str().expect("a token was made").to_owned();
+    let refused = cluster.run(servers).ends(8).says("someone else bootstrapped this cluster");
+    refused.says("Nothing was reset").says("docs/role-nomad.md").never_says(&theirs);
+    let look = format!("curl --silent --fail --header 'X-Nomad-Token: {theirs}' {api}/acl/tokens");
+    assert_eq!(cluster.hosts.root(1, &look).ok().json().as_array().map(Vec::len), Some(1));
+
+    // Anew, on purpose: what is kept of the servers' token is of no use any more.
+    wipe();
+    cluster.project.controller(["secret", "delete", "nomad/formed", "--force"]).ok();
+    let before = cluster.secret("nomad/token/server");
+    cluster.run(servers).ok();
+    assert_eq!(cluster.run(servers).ok().counted("changed"), 0);
+    assert_ne!(cluster.secret("nomad/token/server"), before);
+}

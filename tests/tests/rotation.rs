@@ -16,7 +16,8 @@ struct Writer<'a>(&'a Operated);
 
 impl<'a> Writer<'a> {
     fn start(cluster: &'a Operated) -> Self {
-        let said = cluster.say(&["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"]).ok();
+        let said =
+            cluster.say(&["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"]).ok();
         let token = said.out.trim_end().to_owned();
         let line = format!(
             "umask 077; echo 'header = \"X-Consul-Token: {token}\"' > /run/writer.curl; rm -f /run/writer.failed /run/writer.done; \
@@ -116,7 +117,8 @@ fn all_is_right(cluster: &Operated, tokens: usize) {
 fn tokens(cluster: &Operated) {
     let count = cluster.list("acl/tokens").len();
     let values = || -> Vec<(String, Option<String>)> {
-        let names = cluster.secrets("consul/").into_iter().filter(|n| n.contains("/token/") || n.ends_with("/management"));
+        let names =
+            cluster.secrets("consul/").into_iter().filter(|n| n.contains("/token/") || n.ends_with("/management"));
         names.map(|name| (name.clone(), cluster.secret(&name))).collect()
     };
     let before = values();
@@ -187,7 +189,10 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
     // Tokens of agents are made anew.
     let (own, dns) = (lose(&name), lose("consul/token/dns"));
     cluster.run(&[]).ok().never_says(&own).never_says(&dns);
-    assert!(cluster.secret(&name).is_some_and(|new| new != own) && cluster.secret("consul/token/dns").is_some_and(|new| new != dns));
+    assert!(
+        cluster.secret(&name).is_some_and(|new| new != own)
+            && cluster.secret("consul/token/dns").is_some_and(|new| new != dns)
+    );
     all_is_right(cluster, count);
     // The gossip key is where members keep it, and nothing is written meanwhile.
     let key = lose("consul/gossip");
@@ -198,12 +203,23 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
         serde_json::from_str(&cluster.hosts.read(0, "/var/lib/consul/serf/local.keyring")).expect("a list");
     assert_eq!(ring[0], key);
     let put = |name: &str, value: &str| {
-        cluster.project.shell(&format!("printf %s '{value}' | {} secret put {name} --force", rollcall_tests::program("controller").display())).ok();
+        cluster
+            .project
+            .shell(&format!(
+                "printf %s '{value}' | {} secret put {name} --force",
+                rollcall_tests::program("controller").display()
+            ))
+            .ok();
     };
     put("consul/gossip", &ring[0]);
     cluster.is_silent();
     // A token of all rights takes the management token's place.
-    let spare = cluster.say(&["token", "create", "spare", "--product", "consul", "--management"]).ok().out.trim_end().to_owned();
+    let spare = cluster
+        .say(&["token", "create", "spare", "--product", "consul", "--management"])
+        .ok()
+        .out
+        .trim_end()
+        .to_owned();
     lose("consul/management");
     cluster.run(&[]).ends(8).says("someone else bootstrapped this cluster");
     put("consul/management", &spare);
@@ -226,7 +242,10 @@ impl Nomads {
         let lab = Lab::shared();
         let hosts = lab.borrow(3, "");
         let status = lab.status();
-        let vars = format!("nomad_mirror: {}\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n{NOMAD}", status.mirror, status.subnet);
+        let vars = format!(
+            "nomad_mirror: {}\nnomad_bind_cidr: {}\nbase_time_sync: chrony\n{NOMAD}",
+            status.mirror, status.subnet
+        );
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &hosts.inventory(&[("nomad_servers", 3)]))
             .file("group_vars/all.yaml", &vars)
@@ -269,7 +288,8 @@ impl Nomads {
 fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
     let nomads = Nomads::new();
     nomads.is_silent();
-    let servers: Vec<String> = (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
+    let servers: Vec<String> =
+        (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
 
     // Tokens of people.
     let create = ["token", "create", "ann", "--product", "nomad", "--ttl", "8h", "--policy"];
@@ -279,9 +299,17 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
     nomads.request(1, &ann, "jobs").ok();
     nomads.request(1, &ann, "acl/tokens").ends(22);
     assert_eq!(nomads.secret("nomad/token/operator/ann"), None);
-    nomads.say(&["token", "list", "--product", "nomad"]).ok().says("ann").says("rollcall-operator-read").never_says(&ann);
+    nomads
+        .say(&["token", "list", "--product", "nomad"])
+        .ok()
+        .says("ann")
+        .says("rollcall-operator-read")
+        .never_says(&ann);
     nomads.say(&[&create[..], &["nope"]].concat()).ends(4).says("nope");
-    nomads.say(&["token", "create", "all", "--product", "nomad", "--management", "--store"]).ok().says("nomad/token/operator/all");
+    nomads
+        .say(&["token", "create", "all", "--product", "nomad", "--management", "--store"])
+        .ok()
+        .says("nomad/token/operator/all");
     let all = nomads.secret("nomad/token/operator/all").expect("it is kept");
     nomads.request(2, &all, "acl/tokens").ok();
     for (name, secret) in [("ann", &ann), ("all", &all)] {
@@ -325,6 +353,7 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
         left.never_says("-next");
     }
     nomads.is_silent();
-    let since: Vec<String> = (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
+    let since: Vec<String> =
+        (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
     assert_eq!(since, servers, "something restarted");
 }

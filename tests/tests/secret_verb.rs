@@ -101,6 +101,20 @@ fn a_full_disk_leaves_the_store_as_it_was() {
 }
 
 #[test]
+fn a_store_that_is_destroyed_leaves_room_for_a_new_one() {
+    let ground = Ground::new();
+    ground
+        .shell("echo value-1 | \"$controller\" secret put app/a; echo value-2 | \"$controller\" secret put app/b")
+        .ok();
+    ground.shell("\"$controller\" secret destroy other").ends(1).says("'kraken', not of 'other'").says("nothing was");
+    assert_eq!(ground.shell("\"$controller\" secret list").ok().out, "app/a\napp/b\n");
+    ground.shell("\"$controller\" secret destroy kraken").ok().says("2 secrets of kraken are deleted");
+    ground.shell("\"$controller\" secret destroy kraken").ok().says("0 secrets of kraken");
+    ground.shell("echo value-3 | \"$controller\" secret put app/c").ok();
+    assert_eq!(ground.shell("\"$controller\" secret list").ok().out, "app/c\n");
+}
+
+#[test]
 fn the_controllers_verbs_teach() {
     let ground = Ground::new();
     ground.shell("\"$controller\" secret list").ok();

@@ -15,7 +15,8 @@ fn printed(said: Said) -> String {
 }
 
 fn create(cluster: &Operated, name: &str, more: &[&str]) -> Said {
-    let words: Vec<&str> = ["token", "create", name, "--product", "consul"].into_iter().chain(more.iter().copied()).collect();
+    let words: Vec<&str> =
+        ["token", "create", name, "--product", "consul"].into_iter().chain(more.iter().copied()).collect();
     cluster.say(&words)
 }
 
@@ -36,20 +37,30 @@ fn printed_ones_are_kept_nowhere(cluster: &Operated) {
     assert!(cluster.secrets("consul/token/operator/").is_empty());
     cluster.request(CLIENT, &secret, "catalog/nodes").ok();
     cluster.request(CLIENT, &secret, "kv/x --request PUT --data 1").ends(22);
-    let look = format!("grep --recursive --files-with-matches --binary-files=text '{secret}' /etc /run /var/lib /var/log /tmp /root /home || true");
+    let look = format!(
+        "grep --recursive --files-with-matches --binary-files=text '{secret}' /etc /run /var/lib /var/log /tmp /root /home || true"
+    );
     assert_eq!(cluster.hosts.root(CLIENT, &look).ok().text(), "");
     // On servers it is where Consul keeps its tokens, and nowhere else.
     for file in cluster.hosts.root(0, &look).ok().out.lines() {
         assert!(file.starts_with("/var/lib/consul/"), "{file}");
     }
     // What the list tells: all but the secret.
-    let list = cluster.say(&["token", "list", "--product", "consul"]).ok().says("ann").says("rollcall-operator-read").never_says(&secret);
+    let list = cluster
+        .say(&["token", "list", "--product", "consul"])
+        .ok()
+        .says("ann")
+        .says("rollcall-operator-read")
+        .never_says(&secret);
     assert_eq!(list.out.lines().count(), 2, "{}", list.report());
     let json = cluster.say(&["token", "list", "--product", "consul", "--json"]).ok().never_says(&secret).json();
     let (made, ends) = (json[0]["made"].as_str().expect("a time"), json[0]["expires"].as_str().expect("a time"));
     let hours = |text: &str| text[11..13].parse::<i32>().expect("an hour");
     assert_eq!((hours(ends) - hours(made)).rem_euclid(24), 8, "{json}");
-    assert!(json[0]["description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: operator ann, for ")), "{json}");
+    assert!(
+        json[0]["description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: operator ann, for ")),
+        "{json}"
+    );
     let all = cluster.say(&["token", "list", "--product", "consul", "--all"]).ok();
     assert!(all.out.lines().count() > 6, "{}", all.report());
     // Its secret is lost: the same name again is another secret, and the first is worth nothing.
@@ -100,7 +111,9 @@ fn wrong_words_are_told(cluster: &Operated) {
     let settings = cluster.project.settings();
     cluster.project.write("rollcall.yaml", &settings.replace("cluster: test\n", ""));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("does not say which cluster it is");
-    cluster.project.write("rollcall.yaml", &format!("{}\nstore: {{type: file, path: nowhere/secrets.age}}\n", settings));
+    cluster
+        .project
+        .write("rollcall.yaml", &format!("{}\nstore: {{type: file, path: nowhere/secrets.age}}\n", settings));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("nowhere");
     cluster.project.write("rollcall.yaml", &settings);
 }

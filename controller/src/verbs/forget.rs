@@ -59,7 +59,9 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
     match args.node {
         Some(node) => {
             if operator.inventory.host(&node).is_some() {
-                context::eprint_line(&format!("'{node}' is in the inventory: the next run of it makes it a member with new tokens"));
+                context::eprint_line(&format!(
+                    "'{node}' is in the inventory: the next run of it makes it a member with new tokens"
+                ));
             }
             forget(&operator, &node, args.force).await
         }
@@ -146,14 +148,21 @@ async fn terminated(operator: &Operator) -> anyhow::Result<Exit> {
         let names: Vec<String> = known.keys().map(|id| (*id).to_owned()).collect();
         let state = || ("instance-state-name".to_owned(), vec!["terminated".to_owned()]);
         let include = names.chunks(FILTER).map(|ids| vec![("instance-id".to_owned(), ids.to_vec()), state()]).collect();
-        let query = Query { account, regions: regions.into_iter().collect(), include, exclude: Vec::new(), strict_permissions: true };
+        let query = Query {
+            account,
+            regions: regions.into_iter().collect(),
+            include,
+            exclude: Vec::new(),
+            strict_permissions: true,
+        };
         let found = discover(&query).await.map_err(|error| {
             let hint = error.hint().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
             anyhow::anyhow!("{:#}{hint}", anyhow::Error::new(error))
         })?;
         ids.extend(found.instances.into_iter().map(|instance| instance.id));
     }
-    let gone: Vec<(&str, &str)> = known.iter().filter(|(id, _)| ids.contains(**id)).map(|(id, node)| (*node, *id)).collect();
+    let gone: Vec<(&str, &str)> =
+        known.iter().filter(|(id, _)| ids.contains(**id)).map(|(id, node)| (*node, *id)).collect();
     if gone.is_empty() {
         writeln!(std::io::stdout(), "of {} nodes with an instance EC2 calls none terminated", known.len())?;
         return Ok(Exit::Done);
@@ -174,7 +183,9 @@ mod tests {
     #[test]
     fn only_what_is_the_nodes_own_goes_with_it() {
         let of = |name: &str| is_of(&Name::new(name).unwrap(), "Web-3");
-        assert!(of("consul/token/agent/web-3") && of("consul/token-next/agent/web-3") && of("consul/token/nomad/web-3"));
+        assert!(
+            of("consul/token/agent/web-3") && of("consul/token-next/agent/web-3") && of("consul/token/nomad/web-3")
+        );
         for other in ["consul/token/agent/web-30", "consul/token/operator/web-3", "consul/token/dns", "app/web-3"] {
             assert!(!of(other), "{other}");
         }

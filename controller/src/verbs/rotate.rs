@@ -111,11 +111,13 @@ fn chosen(all: &[Name], only: &[String]) -> anyhow::Result<Vec<Name>> {
     }
     let mut fits = BTreeSet::new();
     for pattern in only {
-        let glob = globset::Glob::new(pattern).with_context(|| format!("--only '{pattern}' is no pattern"))?.compile_matcher();
+        let glob =
+            globset::Glob::new(pattern).with_context(|| format!("--only '{pattern}' is no pattern"))?.compile_matcher();
         let found: Vec<&Name> = all.iter().filter(|name| glob.is_match(name.as_str())).collect();
         if found.is_empty() {
-            let hint = rollcall_engine::diag::suggest(pattern, all.iter().map(Name::as_str))
-                .unwrap_or_else(|| format!("there are {}", all.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")));
+            let hint = rollcall_engine::diag::suggest(pattern, all.iter().map(Name::as_str)).unwrap_or_else(|| {
+                format!("there are {}", all.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))
+            });
             bail!("--only '{pattern}' is none of the tokens that are rotated; hint: {hint}");
         }
         fits.extend(found);
@@ -129,13 +131,17 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for() {
-        let all: Vec<Name> =
-            ["consul/token/agent/a", "consul/token/agent/b", "consul/token/dns", "consul/management"].map(|n| Name::new(n).unwrap()).into();
+        let all: Vec<Name> = ["consul/token/agent/a", "consul/token/agent/b", "consul/token/dns", "consul/management"]
+            .map(|n| Name::new(n).unwrap())
+            .into();
         let chosen = |only: &[&str]| chosen(&all, &only.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
         assert_eq!(chosen(&[]).unwrap(), all);
         assert_eq!(chosen(&["consul/token/dns", "*/agent/*"]).unwrap(), all[..3]);
         let error = chosen(&["consul/token/agent/c"]).unwrap_err().to_string();
-        assert!(error.contains("none of the tokens that are rotated; hint: did you mean 'consul/token/agent/"), "{error}");
-        assert!(chosen(&["[" ]).unwrap_err().to_string().contains("is no pattern"));
+        assert!(
+            error.contains("none of the tokens that are rotated; hint: did you mean 'consul/token/agent/"),
+            "{error}"
+        );
+        assert!(chosen(&["["]).unwrap_err().to_string().contains("is no pattern"));
     }
 }

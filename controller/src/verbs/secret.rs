@@ -65,6 +65,13 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Delete every secret of a cluster that is no more, its authority's key too.
+    ///
+    /// Agents go on with what they have, and nobody can ever manage them again. The key that opens a file store stays.
+    Destroy {
+        /// The cluster, as rollcall.yaml names it: so that nobody deletes another one's.
+        cluster: String,
+    },
     /// Write, read and delete a value of its own, to prove that the store can be used.
     Probe,
 }
@@ -105,6 +112,14 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
             store.delete(&name).await.map_err(told)?;
             let did = if there { "is deleted from" } else { "was not in" };
             writeln!(out, "'{name}' {did} {}", store.describe())?;
+        }
+        Verb::Destroy { cluster } => {
+            let own = context.project.cluster.as_deref().unwrap_or_default();
+            if cluster != own {
+                bail!("this is the project of the cluster '{own}', not of '{cluster}'; nothing was deleted")
+            }
+            let many = store.clear().await.map_err(told)?;
+            writeln!(out, "{many} secrets of {cluster} are deleted from {}", store.describe())?;
         }
         Verb::Probe => {
             store.probe().await.map_err(told)?;

@@ -226,9 +226,9 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
         ));
         return Ok(Exit::Done);
     }
-    writeln!(out, "{}", value.expose()).and_then(|()| out.flush()).with_context(|| {
-        format!("the secret could not be printed; it is kept: controller secret get {secret}")
-    })?;
+    writeln!(out, "{}", value.expose())
+        .and_then(|()| out.flush())
+        .with_context(|| format!("the secret could not be printed; it is kept: controller secret get {secret}"))?;
     drop(out);
     operator.delete(secret).await?;
     context::eprint_line(&format!(
@@ -380,7 +380,9 @@ mod tests {
         for (text, seconds) in [("30m", 1800), ("8h", 28800), ("1h30m", 5400), ("1d", 86400), ("60s", 60)] {
             assert_eq!(lifetime(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for text in ["", "8", "h", "59s", "25h", "2d", "1x", "-1h", "1h 30m", "99999999999999999999h", "18446744073709551615d"] {
+        for text in
+            ["", "8", "h", "59s", "25h", "2d", "1x", "-1h", "1h 30m", "99999999999999999999h", "18446744073709551615d"]
+        {
             assert!(lifetime(text).is_err(), "{text}");
         }
         assert!(lifetime("2d").unwrap_err().contains("from a minute to a day"));
@@ -390,7 +392,10 @@ mod tests {
     fn names_are_parts_of_secrets_names() {
         assert_eq!(secret_name(Product::Consul, "ann.b-1").unwrap().as_str(), "consul/token/operator/ann.b-1");
         for bad in ["", "Ann", "a/b", "../x", ".a", "a b", "ä", "{{ x }}"] {
-            assert!(secret_name(Product::Consul, bad).unwrap_err().to_string().contains("is no name for a token"), "{bad}");
+            assert!(
+                secret_name(Product::Consul, bad).unwrap_err().to_string().contains("is no name for a token"),
+                "{bad}"
+            );
         }
     }
 }

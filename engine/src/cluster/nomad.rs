@@ -315,7 +315,10 @@ pub(super) fn takes_no_probe(said: &str) -> bool {
 /// What an answer of Nomad that is no success means.
 pub(super) fn kind(status: u16, text: &str) -> Kind {
     let has = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
-    if has(&["ACL bootstrap already done"]) {
+    // What a job's text says must not be taken for what Nomad says.
+    if status == 400 && has(&["Failed to parse job"]) {
+        Kind::Refused
+    } else if has(&["ACL bootstrap already done"]) {
         Kind::Bootstrapped
     } else if has(&["bootstrap reset index", "reset index for ACL bootstrap"]) {
         Kind::ResetFile

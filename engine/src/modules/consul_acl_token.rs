@@ -124,7 +124,9 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Given::Nothing => return Err(Failure::new("argument 'secret' or 'secret_from' is missing")),
     };
     if args.ttl.is_some_and(|ttl| !LIFETIMES.contains(&ttl)) {
-        return Err(Failure::new("argument 'ttl': expected 60 to 86400 seconds: Consul makes no token that ends sooner or later"));
+        return Err(Failure::new(
+            "argument 'ttl': expected 60 to 86400 seconds: Consul makes no token that ends sooner or later",
+        ));
     }
     let consul = match api::open(&args.access(), cx)? {
         Opened::Client(consul) => *consul,
@@ -173,8 +175,12 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
 
 /// A node that was made anew under its old name must not go on with the token of the one before.
 fn another_machines(args: &Args, found: Option<&Token>) -> Result<(), Failure> {
-    let Some(found) = found.filter(|_| !args.instance.is_empty() && args.state == State::Present) else { return Ok(()) };
-    let Some((_, id)) = found.description.strip_suffix(')').and_then(|text| text.rsplit_once(" (i-")) else { return Ok(()) };
+    let Some(found) = found.filter(|_| !args.instance.is_empty() && args.state == State::Present) else {
+        return Ok(());
+    };
+    let Some((_, id)) = found.description.strip_suffix(')').and_then(|text| text.rsplit_once(" (i-")) else {
+        return Ok(());
+    };
     if args.instance.strip_prefix("i-") == Some(id) {
         return Ok(());
     }

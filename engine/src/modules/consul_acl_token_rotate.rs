@@ -147,8 +147,11 @@ fn retire(args: &Args, cx: &Cx<'_>, consul: Consul, from: &Secret, to: &Secret) 
         Err(plan) => return Ok(plan),
     };
     let Some(new) = found else {
-        return Err(Failure::new(format!("the cluster does not know the token of '{}': nothing is removed", args.from.0))
-            .hint("a run of the role makes it again"));
+        return Err(Failure::new(format!(
+            "the cluster does not know the token of '{}': nothing is removed",
+            args.from.0
+        ))
+        .hint("a run of the role makes it again"));
     };
     let Some(accessor) = other(&new.accessor) else {
         return Err(Failure::new(format!("the accessor of '{}' is no UUID", args.from.0)));

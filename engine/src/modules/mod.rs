@@ -56,6 +56,11 @@ pub mod consul_member;
 pub mod copy;
 /// `debug`.
 pub mod debug;
+mod docker;
+/// `docker_container`.
+pub mod docker_container;
+/// `docker_image`.
+pub mod docker_image;
 /// `download`.
 pub mod download;
 /// `fail`.
@@ -84,10 +89,16 @@ pub mod nomad_acl_token_rotate;
 /// `nomad_acl_tokens`.
 pub mod nomad_acl_tokens;
 mod nomad_api;
+/// `nomad_job`.
+pub mod nomad_job;
 /// `nomad_keyring`.
 pub mod nomad_keyring;
+/// `nomad_namespace`.
+pub mod nomad_namespace;
 /// `nomad_restart`.
 pub mod nomad_restart;
+/// `nomad_variable`.
+pub mod nomad_variable;
 mod object;
 /// `package`.
 pub mod package;
@@ -138,6 +149,8 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_member::DEFINITION,
     &copy::DEFINITION,
     &debug::DEFINITION,
+    &docker_container::DEFINITION,
+    &docker_image::DEFINITION,
     &download::DEFINITION,
     &fail::DEFINITION,
     &file::DEFINITION,
@@ -149,8 +162,11 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_token::DEFINITION,
     &nomad_acl_token_rotate::DEFINITION,
     &nomad_acl_tokens::DEFINITION,
+    &nomad_job::DEFINITION,
     &nomad_keyring::DEFINITION,
+    &nomad_namespace::DEFINITION,
     &nomad_restart::DEFINITION,
+    &nomad_variable::DEFINITION,
     &package::DEFINITION,
     &repository::DEFINITION,
     &service::DEFINITION,

@@ -49,7 +49,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    results: &[],
+    results: &[&[("id", "Its name, which is what Nomad knows it by.")]],
     example: "- name: who looks at the nodes\n  nomad_acl_policy:\n    name: nodes\n    rules: |\n      node { policy = \"read\" }\n    token_secret: nomad/management\n",
     plan,
 };
@@ -75,6 +75,10 @@ impl Object for Policy {
     type Api = Nomad;
     const PRODUCT: &'static str = "Nomad";
     const KIND: &'static str = "policy";
+
+    fn id(&self) -> &str {
+        &self.name
+    }
 
     fn description(&self) -> &str {
         &self.description

@@ -59,7 +59,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&inv.args)?;
     let inner = match service::restarting(&args.name, cx.host)? {
         Plan::Change(inner) => inner,
-        plan => return Ok(plan),
+        plan @ Plan::Unchanged(_) => return Ok(plan),
     };
     let (token, token_secret) = (args.token.as_ref(), args.token_secret.as_ref());
     let access = Access { url: &args.url, ca_file: args.ca_file.as_ref(), token, token_secret };

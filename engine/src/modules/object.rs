@@ -16,11 +16,9 @@ pub(super) trait Object: Clone + Send + 'static {
     const PRODUCT: &'static str;
     /// What messages call it: `policy`.
     const KIND: &'static str;
-    /// Its id; empty before it is made, and where its name is all that it is known by.
-    fn id(&self) -> &str {
-        ""
-    }
-    /// The same with an id.
+    /// What it is known by: its id, empty before it is made; or its name.
+    fn id(&self) -> &str;
+    /// The same with an id, where it has one beside its name.
     fn with_id(self, _: String) -> Self {
         self
     }
@@ -97,8 +95,8 @@ fn write<T: Object>(client: &T::Api, name: &str, wanted: Option<&T>, wait: Durat
 
 fn told<T: Object>(outcome: Outcome, object: Option<&T>) -> Outcome {
     match object {
-        Some(object) if !object.id().is_empty() => outcome.with("id", object.id()),
-        _ => outcome,
+        Some(object) => outcome.with("id", object.id()),
+        None => outcome,
     }
 }
 

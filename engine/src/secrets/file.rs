@@ -129,6 +129,10 @@ impl SecretStore for FileStore {
         self.blocking(move |file| Ok(file.load()?.map(|content| content.list(&prefix)).unwrap_or_default())).await
     }
 
+    async fn clear(&self) -> Result<usize, StoreError> {
+        self.blocking(Encrypted::remove).await
+    }
+
     async fn probe(&self) -> Result<(), StoreError> {
         super::probe::probe(self).await
     }
@@ -210,6 +214,20 @@ impl Encrypted {
         self.replace(&path, &bytes)?;
         self.remember(&path, &content);
         Ok(true)
+    }
+
+    /// Removes the file, and what this machine remembers of it. The key stays: it may open other stores.
+    fn remove(&self) -> Result<usize, StoreError> {
+        let path = self.real_path()?;
+        self.check_folder(&path)?;
+        if !folder(&path).is_dir() {
+            return Ok(0);
+        }
+        let _lock = self.lock(&path)?;
+        let Some(content) = self.load()? else { return Ok(0) };
+        fs::remove_file(&path).map_err(|e| self.io("remove", &path, &e))?;
+        self.forget(&path).map_err(|e| self.io("forget", &path, &e))?;
+        Ok(content.list("").len())
     }
 
     /// Puts a new file in the place of the old one. The caller holds the lock.

@@ -213,6 +213,15 @@ pub trait SecretStore: fmt::Debug + Send + Sync {
     /// The names that begin with a text, in order.
     async fn list(&self, prefix: &str) -> Result<Vec<Name>, StoreError>;
 
+    /// Deletes everything, for a cluster that is no more. Says how many secrets there were.
+    async fn clear(&self) -> Result<usize, StoreError> {
+        let names = self.list("").await?;
+        for name in &names {
+            self.delete(name).await?;
+        }
+        Ok(names.len())
+    }
+
     /// Proves that it can be written, read and deleted from, with a value of its own.
     async fn probe(&self) -> Result<(), StoreError>;
 }

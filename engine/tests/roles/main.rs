@@ -21,6 +21,7 @@ use rollcall_engine::{
 };
 use serde_json::{Value, json};
 
+mod docker;
 mod nomad;
 
 fn load(playbook: &str) -> Loaded {

@@ -55,12 +55,29 @@ fn a_client_is_configured() {
     assert_eq!(client["server_join"]["retry_join"], json!(["10.77.1.11", "10.77.1.12", "10.77.1.13"]));
     assert_eq!(config["plugin"]["raw_exec"]["config"]["enabled"], json!(true));
     assert_eq!(config["consul"], json!({"address": "127.0.0.1:8500"}));
+    // What is given is merged into what the role knows of docker.
+    assert_eq!(config["plugin"]["docker"]["config"]["allow_privileged"], json!(false));
+    let gc =
+        configuration("nomad-client-5", json!({"nomad_plugins": {"docker": {"config": {"gc": {"image": false}}}}}));
+    let wanted = json!({"allow_privileged": false, "volumes": {"enabled": false}, "gc": {"image": false}});
+    assert_eq!(gc["plugin"]["docker"]["config"], wanted);
     for key in ["server", "autopilot", "ui"] {
         assert!(config.get(key).is_none(), "{key}");
     }
     // A small cluster's hosts may be both.
     let both = configuration("consul-server-1", json!({"nomad_client": true}));
     assert_eq!((&both["server"]["enabled"], &both["client"]["enabled"]), (&true.into(), &true.into()));
+}
+
+#[test]
+fn cni_plugins_are_named_where_there_are_some() {
+    let path = |host: &str, more: Value| configuration(host, more)["client"]["cni_path"].clone();
+    let docker = |exists: bool| json!({"stat": {"exists": exists}});
+    assert_eq!(path("nomad-client-5", json!({"nomad__docker": docker(true)})), "/opt/cni/1.9.1");
+    assert_eq!(path("nomad-client-5", json!({"nomad__docker": docker(false)})), Value::Null);
+    assert_eq!(path("nomad-client-5", json!({"nomad_cni": true, "nomad_cni_version": "1.8.0"})), "/opt/cni/1.8.0");
+    assert_eq!(path("nomad-client-5", json!({"nomad_cni": false, "nomad__docker": docker(true)})), Value::Null);
+    assert_eq!(path("consul-server-1", json!({"nomad_cni": true})), Value::Null);
 }
 
 #[test]
@@ -134,6 +151,9 @@ fn what_cannot_work_is_refused_with_what_to_do() {
             "nomad_config sets region, bind_addr",
         ),
         ("nomad-client-5", json!({"nomad_meta": []}), "are mappings"),
+        ("nomad-client-5", json!({"nomad_cni": "yes"}), "nomad_cni is true, false or auto"),
+        ("nomad-client-5", json!({"nomad_cni_version": "v1.9.1"}), "a release such as \"1.9.1\""),
+        ("nomad-client-5", json!({"nomad_cni_checksum": "abc"}), "64 hexadecimal digits"),
         ("nomad-client-5", json!({"nomad_tls": "accept"}), "are true or false"),
         ("consul-server-1", json!({"nomad_certificate_days": 0}), "a number from 1 to 3650"),
         (
@@ -192,4 +212,75 @@ fn handlers_take_turns() {
     };
     assert!(named("restart nomad server").gate.is_some() && named("restart nomad server").serial.is_some());
     assert!(named("restart nomad client").gate.is_none() && named("restart nomad client").serial.is_some());
+}
+
+/// Beside a Consul with ACLs.
+fn with_consul(more: &Value) -> Value {
+    let servers = json!([{"name": "consul-server-1", "address": "10.77.1.11", "id": null, "zone": null}]);
+    let mut all = json!({"nomad_consul": true, "consul_acl": true, "nomad_tls": true, "nomad_acl": true});
+    all["cluster"] = json!({"name": "kraken", "consul_servers": servers, "nomad_servers": servers,
+        "self": {"name": "x", "address": "10.77.1.11", "id": null, "zone": null}});
+    all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    all
+}
+
+#[test]
+fn jobs_prove_who_they_are_to_a_consul_with_acls() {
+    let names = json!({"service_auth_method": "nomad-workloads", "task_auth_method": "nomad-workloads", "address": "127.0.0.1:8500"});
+    let client = configuration("nomad-client-1", with_consul(&json!({})));
+    assert_eq!(client["consul"], names);
+    let server = configuration("consul-server-1", with_consul(&json!({"nomad_workload_audience": "shop"})));
+    let identity = json!({"aud": ["shop"], "ttl": "1h"});
+    assert_eq!((&server["consul"]["service_identity"], &server["consul"]["task_identity"]), (&identity, &identity));
+    assert!(server["consul"].get("token").is_none(), "it is in a file of its own");
+    let old = with_consul(&json!({"nomad_workload_identity": false, "nomad_version": "1.9.7"}));
+    assert_eq!(configuration("consul-server-1", old)["consul"], json!({"address": "127.0.0.1:8500"}));
+
+    let loaded = load("nomad.yaml");
+    let asked = |host: &str, name: &str, more: Value| {
+        template::eval(name, Span::NONE, &scope(&loaded, "nomad", host, with_consul(&more))).unwrap()
+    };
+    let url = json!("https://nomad.service.consul:4646/.well-known/jwks.json");
+    assert_eq!(asked("consul-server-1", "nomad_jwks_url", json!({})), url);
+    let other = json!({"nomad_consul_domain": "corp", "nomad_tls": false, "nomad_config": {"ports": {"http": 80}}});
+    let url = json!("http://nomad.service.corp:80/.well-known/jwks.json");
+    assert_eq!(asked("consul-server-1", "nomad_jwks_url", other), url);
+    // Only an agent that runs jobs registers what is not its own; none may touch tokens.
+    let rules = |host: &str| asked(host, "nomad__consul_rules", json!({})).as_str().unwrap().to_owned();
+    let (server, client) = (rules("consul-server-1"), rules("nomad-client-1"));
+    assert!(
+        server.contains("service \"nomad\" { policy = \"write\" }")
+            && !server.contains("service_prefix \"\" { policy = \"write\" }")
+    );
+    assert!(client.contains("service_prefix \"\" { policy = \"write\" }") && !client.contains("service \"nomad\""));
+    assert!(!(server + &client).contains("acl"));
+    assert_eq!(asked("consul-server-1", "nomad_consul_issuer", json!({})), json!("consul-server-1"));
+    assert_eq!(
+        asked("nomad-client-9", "nomad_consul_token_secret", json!({})),
+        json!("consul/token/nomad/nomad-client-9")
+    );
+}
+
+#[test]
+fn what_cannot_work_with_consul_is_refused() {
+    let loaded = load("nomad.yaml");
+    let nobody = json!({"name": "kraken", "consul_servers": [], "nomad_servers": [{"name": "consul-server-1", "address": "10.77.1.11"}],
+        "self": {"name": "x", "address": "10.77.1.11", "id": null, "zone": null}});
+    for (more, part) in [
+        (json!({}), None),
+        (json!({"nomad_consul": false, "cluster": nobody}), None),
+        (json!({"cluster": nobody}), Some("no host in the group consul_servers")),
+        (json!({"nomad_config": {"consul": {"token": "x"}}}), Some("nomad_config sets consul.token")),
+        (json!({"nomad_workload_identity": false}), Some("no other way to a Consul with ACLs")),
+        (json!({"nomad_workload_identity": false, "nomad_version": "1.9.7"}), None),
+        (json!({"nomad_acl": false}), Some("listens on loopback only")),
+        (json!({"nomad_acl": false, "nomad_jwks_url": "https://10.0.0.1/keys"}), None),
+        (json!({"nomad_workload_rules": []}), Some("maps namespaces to texts")),
+    ] {
+        let said = refused_by(&loaded, "nomad", "consul-server-1", with_consul(&more)).map(|(_, said)| said);
+        match part {
+            None => assert_eq!(said, None, "{more}"),
+            Some(part) => assert!(said.as_ref().is_some_and(|said| said.contains(part)), "{more}: {said:?}"),
+        }
+    }
 }

@@ -16,6 +16,9 @@ use crate::paths;
 
 /// Names the vendor's release server (`https://releases.hashicorp.com`). Unset, nothing is asked of it.
 pub(crate) const RELEASES_VARIABLE: &str = "ROLLCALL_LAB_RELEASES";
+/// Names the CNI plugins' release server (`https://github.com/containernetworking/plugins/releases/download`). Unset, nothing is
+/// asked of it.
+pub(crate) const PLUGINS_VARIABLE: &str = "ROLLCALL_LAB_CNI_RELEASES";
 /// In a finished cache folder.
 const COMPLETE: &str = ".complete";
 
@@ -217,11 +220,15 @@ pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow:
     {
         return Ok(program(path));
     }
-    let releases = std::env::var(RELEASES_VARIABLE).ok().filter(|url| !url.is_empty());
+    // Each vendor has its own server.
+    let variable = match recipe.layout {
+        Layout::Program => RELEASES_VARIABLE,
+        Layout::Plugins => PLUGINS_VARIABLE,
+    };
+    let releases = std::env::var(variable).ok().filter(|url| !url.is_empty());
     let made = match &releases {
-        Some(base) if recipe.layout == Layout::Program => release::fetch(recipe, base, workshop).await?,
-        // HashiCorp's releases have no plugins of others.
-        Some(_) | None => build::build(recipe, workshop).await?,
+        Some(base) => release::fetch(recipe, base, workshop).await?,
+        None => build::build(recipe, workshop).await?,
     };
     anyhow::ensure!(
         is_version(&made, recipe).await,

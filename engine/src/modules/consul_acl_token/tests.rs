@@ -96,9 +96,14 @@ fn a_token_that_took_the_place_of_another_is_found_and_kept() {
         assert!(!found.changed && found.data["accessor_id"] == second, "{found:?}");
     }
     // Removed are both.
-    let (there, gone, me) = (stored(SECRET, "Made by Rollcall: dns"), missing(), answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#));
+    let (there, gone, me) = (
+        stored(SECRET, "Made by Rollcall: dns"),
+        missing(),
+        answer("200 OK", r#"{"AccessorID":"me","SecretID":"mmm"}"#),
+    );
     let done = answer("200 OK", "true");
-    let server = Server::new([&there, &at_second, &there, &at_second, &done, &gone, &at_second, &done, &gone, &gone, &me]);
+    let server =
+        Server::new([&there, &at_second, &there, &at_second, &done, &gone, &at_second, &done, &gone, &gone, &me]);
     let mut args = args(&server);
     args["state"] = "absent".into();
     assert!(go(&mut Fake::new(), "consul_acl_token", args).unwrap().changed);

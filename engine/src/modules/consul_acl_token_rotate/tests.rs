@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    modules::{fake::{Fake, call}, http::tests::Server},
+    modules::{
+        fake::{Fake, call},
+        http::tests::Server,
+    },
     secrets::{
         Name,
         grants::{GrantError, Grants, Issued, SignRequest},

@@ -3,8 +3,14 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::secrets::{Name, grants::{GrantError, Grants, Issued, SignRequest}};
-use crate::modules::{fake::{Fake, call}, http::tests::Server};
+use crate::modules::{
+    fake::{Fake, call},
+    http::tests::Server,
+};
+use crate::secrets::{
+    Name,
+    grants::{GrantError, Grants, Issued, SignRequest},
+};
 
 const NEW: &str = "bmV3IGtleSBuZXcga2V5IG5ldyBrZXkgbmV3IGtleSE=";
 const OLD: &str = "b2xkIGtleSBvbGQga2V5IG9sZCBrZXkgb2xkIGtleSE=";
@@ -76,7 +82,9 @@ fn whoever_is_away_stops_it() {
 #[test]
 fn a_key_is_installed_and_proven() {
     let members = answer(&json!([{"Name": "a", "Status": 1}]));
-    let ring = |keys: serde_json::Value| answer(&json!([{"WAN": false, "Keys": keys, "PrimaryKeys": {OLD: 1}, "NumNodes": 1}]));
+    let ring = |keys: serde_json::Value| {
+        answer(&json!([{"WAN": false, "Keys": keys, "PrimaryKeys": {OLD: 1}, "NumNodes": 1}]))
+    };
     let (before, after) = (ring(json!({OLD: 1})), ring(json!({OLD: 1, NEW: 1})));
     let server = Server::new([&members, &before, &answer(&json!("")), &after]);
     let Plan::Change(change) = planned(&server, NEW, &["a"]).unwrap() else { panic!("it is to be installed") };

@@ -79,7 +79,7 @@ impl Server {
         }
         let accessor = path.strip_prefix("/v1/acl/token/").unwrap_or_default().to_owned();
         match (method, path) {
-            ("GET", "/v1/acl/tokens") => (200, Value::from_iter(tokens.iter().map(|t| shown(t, false))).to_string()),
+            ("GET", "/v1/acl/tokens") => (200, tokens.iter().map(|t| shown(t, false)).collect::<Value>().to_string()),
             ("PUT", "/v1/acl/token") => {
                 let number = self.made.fetch_add(1, Ordering::SeqCst);
                 tokens.push((format!("accessor-{number}"), format!("secret-{number}"), body));

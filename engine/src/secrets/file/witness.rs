@@ -51,6 +51,14 @@ impl Encrypted {
         }
     }
 
+    /// The store is gone for good.
+    pub(super) fn forget(&self, store: &Path) -> std::io::Result<()> {
+        match self.seen_path(store).map(fs::remove_file) {
+            Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a store that is older than what was seen, or another one.
     pub(super) fn compare(&self, path: &Path, content: &Content, seen: Option<Seen>) -> Result<(), StoreError> {
         let Some(seen) = seen else {
