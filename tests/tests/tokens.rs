@@ -111,9 +111,7 @@ fn wrong_words_are_told(cluster: &Operated) {
     let settings = cluster.project.settings();
     cluster.project.write("rollcall.yaml", &settings.replace("cluster: test\n", ""));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("does not say which cluster it is");
-    cluster
-        .project
-        .write("rollcall.yaml", &format!("{}\nstore: {{type: file, path: nowhere/secrets.age}}\n", settings));
+    cluster.project.write("rollcall.yaml", &format!("{settings}\nstore: {{type: file, path: nowhere/secrets.age}}\n"));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("nowhere");
     cluster.project.write("rollcall.yaml", &settings);
 }

@@ -88,7 +88,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             .hint("a run of the role makes it again; then rotate"));
     };
     match args.step {
-        Step::Make => work.make(args.wait, current, found.next),
+        Step::Make => Ok(work.make(args.wait, current, found.next)),
         Step::Retire => work.retire(args.wait, current),
     }
 }
@@ -133,15 +133,15 @@ impl Work {
         Ok(Found { current, next })
     }
 
-    fn make(self, wait: std::time::Duration, current: Token, next: Option<Token>) -> Result<Plan, Failure> {
+    fn make(self, wait: std::time::Duration, current: Token, next: Option<Token>) -> Plan {
         // The name has the new value already: what is left to do is the other step.
         if self.to.as_ref() == Some(&self.from) {
-            return Ok(Plan::Unchanged(told(Outcome::unchanged(), &current)));
+            return Plan::Unchanged(told(Outcome::unchanged(), &current));
         }
         if let Some(next) = &next {
             let same = |t: &Token| (t.management, t.policies.clone(), t.roles.clone(), t.global);
             if same(next) == same(&current) {
-                return Ok(Plan::Unchanged(told(Outcome::unchanged(), next)));
+                return Plan::Unchanged(told(Outcome::unchanged(), next));
             }
         }
         let begins =
@@ -154,7 +154,7 @@ impl Work {
             ..current
         };
         let diff = api::diff(format!("nomad token of {}", self.from_name), "", &format!("{}\n", wanted.name));
-        Ok(Act::plan(diff, Outcome::changed(), move |_| self.carry_out(wait, &wanted)))
+        Act::plan(diff, Outcome::changed(), move |_| self.carry_out(wait, &wanted))
     }
 
     fn carry_out(self, wait: std::time::Duration, wanted: &Token) -> Result<Outcome, Failure> {

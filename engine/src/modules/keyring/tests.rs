@@ -48,7 +48,7 @@ fn a_step_is_done_when_every_member_of_every_ring_says_so() {
     assert_eq!(missing(&[ring(false, 4, &[(NEW, 4)], &[(NEW, 4)])], &key, Step::Only), None);
     // Who does not tell is asked to use it, each time.
     let untold = Ring { primary_keys: None, ..ring(false, 3, &[(NEW, 3)], &[]) };
-    assert!(missing(&[untold.clone()], &key, Step::Primary).is_some());
+    assert!(missing(std::slice::from_ref(&untold), &key, Step::Primary).is_some());
     assert_eq!(missing(&[untold], &key, Step::Only), None);
     // The other key alone is not it.
     assert!(missing(&[ring(false, 4, &[(OLD, 4)], &[(OLD, 4)])], &key, Step::Only).is_some());
