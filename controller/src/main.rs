@@ -92,7 +92,7 @@ async fn dispatch(cli: Cli, sources: Arc<Sources>) -> anyhow::Result<ExitCode> {
         Verb::Secret(args) => verbs::secret::run(args, sources).await?.into(),
         Verb::Token(args) => verbs::token::run(*args, show, sources).await?.into(),
         Verb::Rotate(args) => verbs::rotate::run(*args, show, sources).await?.into(),
-        Verb::Forget(args) => verbs::forget::run(*args, show, sources).await?.into(),
+        Verb::Forget(args) => Box::pin(verbs::forget::run(*args, show, sources)).await?.into(),
         Verb::Policies(args) => verbs::policies::run(&args, sources)?.into(),
         Verb::Doc(args) => verbs::doc::run(&args)?.into(),
         Verb::Completions(args) => verbs::completions::run(&args, &mut Cli::command()).into(),

@@ -51,7 +51,7 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
         };
         let ended = operator.work(&proof).await?;
         if !ended.is_whole() {
-            return stopped(&ended);
+            return Ok(stopped(&ended));
         }
     }
     step(&format!("{of}, 4 of 6: the store has it"))?;
@@ -67,7 +67,7 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
     };
     let ended = operator.work(&files).await?;
     if !ended.is_whole() {
-        return stopped(&ended);
+        return Ok(stopped(&ended));
     }
     step(&format!("{of}, 6 of 6: no member has the old key"))?;
     if let Err(exit) = keyring(operator, product, "only", current.as_str(), &members).await? {
@@ -78,12 +78,12 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
     Ok(Exit::Done)
 }
 
-fn stopped(ended: &Ended) -> anyhow::Result<Exit> {
+fn stopped(ended: &Ended) -> Exit {
     ended.tell();
     context::eprint_line(
         "the rotation stops here: the cluster goes on, with the old key or with both; the same command goes on from here",
     );
-    Ok(ended.exit())
+    ended.exit()
 }
 
 /// The names of all nodes, when all hosts are there.
@@ -132,5 +132,5 @@ async fn keyring(
     if ended.is_done_once() && ended.of_module(&format!("{}_keyring", product.name())).is_some() {
         return Ok(Ok(()));
     }
-    stopped(&ended).map(Err)
+    Ok(Err(stopped(&ended)))
 }
