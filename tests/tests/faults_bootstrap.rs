@@ -201,7 +201,10 @@ fn seeded(product: Product) {
         }
     }
     counted(
-        &format!("rounds of 6 racing bootstraps of {} over 3 servers, with faults: one token, which all have", product.name),
+        &format!(
+            "rounds of 6 racing bootstraps of {} over 3 servers, with faults: one token, which all have",
+            product.name
+        ),
         rounds - failed.len() as u64,
         rounds,
     );

@@ -189,7 +189,10 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
     // Tokens of agents are made anew.
     let (own, dns) = (lose(&name), lose("consul/token/dns"));
     cluster.run(&[]).ok().never_says(&own).never_says(&dns);
-    assert!(cluster.secret(&name).is_some_and(|new| new != own) && cluster.secret("consul/token/dns").is_some_and(|new| new != dns));
+    assert!(
+        cluster.secret(&name).is_some_and(|new| new != own)
+            && cluster.secret("consul/token/dns").is_some_and(|new| new != dns)
+    );
     all_is_right(cluster, count);
     // The gossip key is where members keep it, and nothing is written meanwhile.
     let key = lose("consul/gossip");
@@ -200,12 +203,23 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
         serde_json::from_str(&cluster.hosts.read(0, "/var/lib/consul/serf/local.keyring")).expect("a list");
     assert_eq!(ring[0], key);
     let put = |name: &str, value: &str| {
-        cluster.project.shell(&format!("printf %s '{value}' | {} secret put {name} --force", rollcall_tests::program("controller").display())).ok();
+        cluster
+            .project
+            .shell(&format!(
+                "printf %s '{value}' | {} secret put {name} --force",
+                rollcall_tests::program("controller").display()
+            ))
+            .ok();
     };
     put("consul/gossip", &ring[0]);
     cluster.is_silent();
     // A token of all rights takes the management token's place.
-    let spare = cluster.say(&["token", "create", "spare", "--product", "consul", "--management"]).ok().out.trim_end().to_owned();
+    let spare = cluster
+        .say(&["token", "create", "spare", "--product", "consul", "--management"])
+        .ok()
+        .out
+        .trim_end()
+        .to_owned();
     lose("consul/management");
     cluster.run(&[]).ends(8).says("someone else bootstrapped this cluster");
     put("consul/management", &spare);

@@ -234,7 +234,7 @@ pub(super) fn explain(product: &Product, error: BootstrapError) -> Failure {
         BootstrapError::TotalLoss => failure
             .hint(format!(
                 "nothing was bootstrapped. Bring a server back that still has its data folder, or restore a snapshot; if the cluster is to \
-                 begin anew, take the mark away (`controller secret delete {}`), and run again",
+                 begin anew, take the mark away (`controller secret delete {} --force`), and run again",
                 product.mark
             ))
             .with("total_loss", true),

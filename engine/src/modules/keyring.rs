@@ -101,7 +101,9 @@ fn all_there(members: &[Member], expected: &[String]) -> Result<(), Failure> {
         .map(|member| format!("{} ({})", member.name, member.state))
         .collect();
     let known: BTreeSet<&str> = members.iter().filter(|m| !m.is_gone()).map(|m| m.name.as_str()).collect();
-    away.extend(expected.iter().filter(|name| !known.contains(name.as_str())).map(|name| format!("{name} (no member)")));
+    away.extend(
+        expected.iter().filter(|name| !known.contains(name.as_str())).map(|name| format!("{name} (no member)")),
+    );
     if away.is_empty() {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 
 use super::{
     Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan,
-    nomad_api::{SecretName, api_args},
     keyring::{self, Step, Wanted},
+    nomad_api::{SecretName, api_args},
 };
 use crate::cluster::nomad::Nomad;
 
