@@ -248,10 +248,11 @@ impl Nomads {
         );
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &hosts.inventory(&[("nomad_servers", 3)]))
-            .file("group_vars/all.yaml", &vars);
+            .file("group_vars/all.yaml", &vars)
+            .file("servers.yaml", "- hosts: nomad_servers\n  become: true\n  roles: [nomad]\n");
         project.add_settings("cluster: test\n");
         let nomads = Self { hosts, project };
-        nomads.project.controller(["run", "nomad.yaml"]).ok();
+        nomads.project.controller(["run", "servers.yaml"]).ok();
         nomads
     }
 
@@ -278,7 +279,7 @@ impl Nomads {
 
     #[track_caller]
     fn is_silent(&self) {
-        let again = self.project.controller(["run", "nomad.yaml", "--json"]).ok();
+        let again = self.project.controller(["run", "servers.yaml", "--json"]).ok();
         assert_eq!(again.counted("changed") + again.counted("failed"), 0, "{}", again.report());
     }
 }
