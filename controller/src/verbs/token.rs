@@ -212,7 +212,10 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
     };
     let value = match chosen {
         Some(value) => value,
-        None => operator.get(secret).await?.with_context(|| format!("the store has no '{secret}', which a server has kept there"))?,
+        None => operator
+            .get(secret)
+            .await?
+            .with_context(|| format!("the store has no '{secret}', which a server has kept there"))?,
     };
     let accessor = made.result.get("accessor_id").and_then(Value::as_str).unwrap_or_default();
     let ends = args.ttl.map_or_else(String::new, |ttl| format!(", for {} s", ttl.as_secs()));

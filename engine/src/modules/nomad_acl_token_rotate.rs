@@ -144,7 +144,8 @@ impl Work {
                 return Ok(Plan::Unchanged(told(Outcome::unchanged(), next)));
             }
         }
-        let begins = if api::is_ours(&current.name) { plain(&current.name).0.to_owned() } else { api::ours(&self.purpose) };
+        let begins =
+            if api::is_ours(&current.name) { plain(&current.name).0.to_owned() } else { api::ours(&self.purpose) };
         let wanted = Token {
             accessor: String::new(),
             secret: None,
@@ -181,8 +182,11 @@ impl Work {
 
     fn retire(self, wait: std::time::Duration, current: Token) -> Result<Plan, Failure> {
         if self.to.as_ref().is_some_and(|to| *to != self.from) {
-            return Err(Failure::new(format!("'{}' does not have the value of '{}' yet", self.from_name, self.to_name))
-                .hint("the old token goes only when the store names the new one"));
+            return Err(Failure::new(format!(
+                "'{}' does not have the value of '{}' yet",
+                self.from_name, self.to_name
+            ))
+            .hint("the old token goes only when the store names the new one"));
         }
         let (name, before) = plain(&current.name);
         let Some(before) = before.map(str::to_owned) else {

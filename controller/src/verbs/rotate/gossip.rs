@@ -80,7 +80,9 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
 
 fn stopped(ended: &Ended) -> anyhow::Result<Exit> {
     ended.tell();
-    context::eprint_line("the rotation stops here: the cluster goes on, with the old key or with both; the same command goes on from here");
+    context::eprint_line(
+        "the rotation stops here: the cluster goes on, with the old key or with both; the same command goes on from here",
+    );
     Ok(ended.exit())
 }
 
@@ -103,13 +105,21 @@ async fn check(operator: &Operator, product: Product) -> anyhow::Result<Result<V
     let hosts = operator.hosts(product.members());
     if !ended.is_whole() || nodes.len() != hosts.len() {
         ended.tell();
-        context::eprint_line("not every host is there: nothing was changed, and the same command goes on when they are");
+        context::eprint_line(
+            "not every host is there: nothing was changed, and the same command goes on when they are",
+        );
         return Ok(Err(ended.exit()));
     }
     Ok(Ok(nodes.into_iter().collect()))
 }
 
-async fn keyring(operator: &Operator, product: Product, state: &str, key: &str, members: &[String]) -> anyhow::Result<Result<(), Exit>> {
+async fn keyring(
+    operator: &Operator,
+    product: Product,
+    state: &str,
+    key: &str,
+    members: &[String],
+) -> anyhow::Result<Result<(), Exit>> {
     let work = Work {
         name: "controller rotate gossip",
         groups: product.servers(),

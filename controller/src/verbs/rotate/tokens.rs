@@ -56,12 +56,19 @@ pub(super) async fn rotate(operator: &Operator, products: &[Product], only: &[St
     let tokens: Vec<Token> = if begun.is_empty() {
         all.into_iter().filter(|token| chosen.contains(&token.name)).collect()
     } else {
-        step(&format!("a rotation was begun before: {} of its tokens are left, and only they are rotated now", begun.len()))?;
+        step(&format!(
+            "a rotation was begun before: {} of its tokens are left, and only they are rotated now",
+            begun.len()
+        ))?;
         begun
     };
     for token in &tokens {
         if operator.get(&token.name).await?.is_none() {
-            anyhow::bail!("the store has no '{}': there is no token to rotate; hint: run {}.yaml with {0}_acl: true first", token.name, token.product.name());
+            anyhow::bail!(
+                "the store has no '{}': there is no token to rotate; hint: run {}.yaml with {0}_acl: true first",
+                token.name,
+                token.product.name()
+            );
         }
         // Secrets of Nomad's tokens are Nomad's to choose.
         if token.product == Product::Consul {
@@ -81,7 +88,9 @@ pub(super) async fn rotate(operator: &Operator, products: &[Product], only: &[St
         }
     }
     if worst != Exit::Done {
-        context::eprint_line("what is not told as rotated has its old token, which works: the same command goes on from here");
+        context::eprint_line(
+            "what is not told as rotated has its old token, which works: the same command goes on from here",
+        );
     }
     Ok(worst)
 }
@@ -134,7 +143,9 @@ async fn turn(operator: &Operator, product: Product, tokens: &[Token]) -> anyhow
         let in_use = match token.name.as_str() {
             // Every agent answers DNS with it.
             DNS => did.len() == hosts.len(),
-            _ if product == Product::Nomad || token.is_management() => servers.iter().all(|server| did.contains(&server)),
+            _ if product == Product::Nomad || token.is_management() => {
+                servers.iter().all(|server| did.contains(&server))
+            }
             agent => did.iter().any(|host| agent.rsplit('/').next() == Some(node_part(host).as_str())),
         };
         if in_use {

@@ -56,7 +56,10 @@ fn token(accessor: &str, secret: &str, name: &str) -> serde_json::Value {
 fn the_new_token_says_whose_place_it_takes_and_loses_that_name_with_the_old_one() {
     let old = answer(&token("one", OLD, "Made by Rollcall: servers"));
     let new = token("two", NEW, "Made by Rollcall: servers, in place of one");
-    let left = json!([token("lost", "", "Made by Rollcall: servers, in place of one"), token("x", "", "Made by Rollcall: servers")]);
+    let left = json!([
+        token("lost", "", "Made by Rollcall: servers, in place of one"),
+        token("x", "", "Made by Rollcall: servers")
+    ]);
     let server = Server::new([&old, &answer(&left), &answer(&json!({})), &answer(&new), &answer(&new)]);
     let Plan::Change(change) = planned(&server, "make", OLD, None).unwrap() else { panic!("it is to be made") };
     let shown = format!("{:?}", change.diffs());
