@@ -37,7 +37,7 @@ setup: ## Install what is missing on this machine (Debian, Ubuntu; sudo)
 build: ## The programs as they are shipped
 	cargo build --profile $(PROFILE) --locked $(programs:%=--package rollcall-%)
 
-demo: setup build ## Eleven hosts, and a Consul cluster on ten of them
+demo: setup build ## Eleven hosts; Consul on ten of them, then all of it, secured
 	@PROFILE=$(PROFILE) lab/demo up
 
 demo-shell: ## A shell in the demo's network, with `controller` and `consul`

@@ -60,7 +60,13 @@ fn every_example_is_a_project_without_a_mistake() {
         examples.map(|entry| entry.path()).filter(|path| path.join("rollcall.yaml").is_file()).collect();
     assert!(projects.len() > 1, "{projects:?}");
     for project in projects {
-        for words in [&["inventory", "--graph"][..], &["run", "consul.yaml", "--list-tasks"]] {
+        let settings = read(&project.join("rollcall.yaml"));
+        // The one of the lab's fleet is run by the README's test, which has a fleet.
+        if settings.contains("inventories/lab") {
+            continue;
+        }
+        let playbook = if project.ends_with("nomad-secured") { "nomad.yaml" } else { "consul.yaml" };
+        for words in [&["inventory", "--graph"][..], &["run", playbook, "--list-tasks"]] {
             let mut command = std::process::Command::new(program("controller"));
             run(command.args(words).current_dir(&project), std::time::Duration::from_mins(1)).ok();
         }

@@ -269,7 +269,7 @@ fn what_does_not_become_well_says_why(cluster: &Cluster) {
 
 fn what_is_wrong_is_told_with_its_line(cluster: &Cluster) {
     cluster.project.write("files/shop.nomad.hcl", &SHOP.replace("count = var.count", "count = var.cuont"));
-    let wrong = cluster.run("jobs.yaml", &[]).ends(4).says("shop.nomad.hcl:23,").says("23 |     count = var.cuont");
+    let wrong = cluster.run("jobs.yaml", &[]).ends(4).says("shop.nomad.hcl:22,").says("22 |     count = var.cuont");
     assert_eq!(wrong.counted("changed"), 0);
     cluster.project.write("files/shop.nomad.hcl", &SHOP.replace("default = \"shop\"", "default = \"shopp\""));
     cluster

@@ -36,7 +36,7 @@ pub const DEFINITION: Definition = Definition {
     args: ARGS,
     free_form: FreeForm::No,
     needs: Needs::Nothing,
-    results: &[&[("id", "The namespace's name.")]],
+    results: &[&[("id", "Its name, which is what Nomad knows it by.")]],
     example: "- name: where the shop runs\n  nomad_namespace:\n    name: shop\n    description: what customers see\n    disabled_task_drivers: [raw_exec]\n    token_secret: nomad/management\n",
     plan,
 };
