@@ -94,7 +94,8 @@ impl Cluster {
     fn new() -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(SERVERS + 1, "");
-        let servers: String = (0..SERVERS).map(|server| format!("        {}: {{}}\n", hosts.name(server))).collect();
+        let servers =
+            (0..SERVERS).fold(String::new(), |text, server| text + "        " + hosts.name(server) + ": {}\n");
         let inventory = format!(
             "{}    nomad_servers:\n      hosts:\n{servers}    nomad_clients:\n      hosts:\n        {}: {{}}\n",
             hosts.inventory(&[("consul_servers", SERVERS), ("consul_clients", 1)]),

@@ -162,7 +162,7 @@ pub const TABLE: &[Rule] = &[
         what: "token with which a node's Nomad agent talks to Consul",
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
-        rotation: "controller rotate tokens",
+        rotation: "by hand: docs/rotation.md",
     },
     Rule {
         pattern: "consul/token-next/agent/*",

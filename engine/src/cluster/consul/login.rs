@@ -152,7 +152,7 @@ mod tests {
     fn a_method_is_read_whether_or_not_it_says_all() {
         let given = json!({"Name": "a", "Type": "jwt", "MaxTokenTTL": "10m0s", "Config": {"JWKSURL": "https://a"}, "CreateIndex": 4});
         let method: AuthMethod = serde_json::from_value(given).unwrap();
-        assert_eq!(method.max_token_ttl, Some(Duration::from_secs(600)));
+        assert_eq!(method.max_token_ttl, Some(Duration::from_mins(10)));
         assert_eq!(method.config["JWKSURL"], "https://a");
         let bare: AuthMethod = serde_json::from_value(json!({"Name": "a", "Type": "jwt", "Config": {}})).unwrap();
         assert_eq!((bare.max_token_ttl, bare.description.as_str()), (None, ""));
