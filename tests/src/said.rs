@@ -138,7 +138,7 @@ impl Running {
         }
         self.ended = true;
         // A grandchild that lives on may hold the pipes: what came until now is enough then.
-        let grace = Duration::from_secs(5);
+        let grace = Duration::from_secs(30);
         let said = Said {
             shown: self.shown.clone(),
             code: status.map_or(-1, exit_code),
