@@ -252,10 +252,15 @@ fn workloads_from_files_run_in_nomad_on_bridges() {
             let allocations = hosts.get(0, &format!("/v1/job/{name}/allocations"));
             let all = allocations.as_array().cloned().unwrap_or_default();
             let healthy = all.iter().filter(|one| one["DeploymentStatus"]["Healthy"] == true).count();
-            if healthy == count {
-                return hosts.get(0, &format!("/v1/service/{name}")).as_array().cloned().unwrap_or_default();
+            // Health is known before the registration is, now and then.
+            let registered = hosts.get(0, &format!("/v1/service/{name}")).as_array().cloned().unwrap_or_default();
+            if healthy == count && registered.len() == count {
+                return registered;
             }
-            assert!(Instant::now() < deadline, "{name}: {healthy} of {count} are healthy: {allocations:#}");
+            assert!(
+                Instant::now() < deadline,
+                "{name}: {healthy} of {count} are healthy, {registered:?}: {allocations:#}"
+            );
             std::thread::sleep(Duration::from_millis(500));
         }
     };
