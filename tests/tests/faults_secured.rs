@@ -19,13 +19,13 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn plan(servers: usize) -> Self {
+    fn plan(servers: usize, more: &str) -> Self {
         let lab = Lab::shared();
         let hosts = lab.borrow(servers + 1, "");
         let inventory = hosts.inventory(&[("consul_servers", servers), ("consul_clients", 1)]);
         let status = lab.status();
         let vars = format!(
-            "consul_mirror: {}\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_tls: true\nconsul_encrypt: true\nconsul_acl: true\n",
+            "consul_mirror: {}\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_tls: true\nconsul_encrypt: true\nconsul_acl: true\n{more}",
             status.mirror, status.subnet
         );
         let project =
@@ -129,7 +129,7 @@ impl<'a> Vault<'a> {
 
 #[test]
 fn a_store_that_is_closed_before_during_and_after_a_bootstrap_costs_time_only() {
-    let cluster = Cluster::plan(1);
+    let cluster = Cluster::plan(1, "consul_acl_wait: 20\n");
     let vault = Vault::start(&cluster);
 
     vault.seal();
@@ -174,7 +174,7 @@ const CLOCK: &str = "/usr/lib/*/faketime/libfaketimeMT.so.1";
 fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
     // Between who signs and who uses the certificates there are two.
     let (controllers, agents) = ("+1h", "-1h");
-    let cluster = Cluster::plan(1);
+    let cluster = Cluster::plan(1, "");
     // What sudo starts there, the agent, lives in another time.
     let wrapper = format!(
         "apt-get install --yes libfaketime > /dev/null\ncat > /usr/local/bin/sudo << 'EOT'\n#!/bin/sh\nshift 2\n\
@@ -202,7 +202,7 @@ fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
 
 #[test]
 fn a_server_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
-    let cluster = Cluster::plan(3);
+    let cluster = Cluster::plan(3, "");
     let full = cluster.hosts.name(1).to_owned();
     cluster.hosts.lab.lab(["fault", &full, "disk-full"]).ok();
     let said = cluster.run();
@@ -216,7 +216,7 @@ fn a_server_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
 
 #[test]
 fn two_controllers_at_once_make_one_cluster() {
-    let cluster = Cluster::plan(3);
+    let cluster = Cluster::plan(3, "");
     let runs: Vec<Running> = (0..2).map(|_| cluster.project.start(["run", "consul.yaml"])).collect();
     let ended: Vec<Said> = runs.into_iter().map(|run| run.wait(LIMIT)).collect();
     // One may be told that the other has the hosts.
