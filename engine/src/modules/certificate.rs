@@ -244,19 +244,11 @@ fn place(args: &Args) -> Result<(Product, String, String), Failure> {
 }
 
 fn failed(error: &PkiError) -> Failure {
-    let failure = Failure::new(error.chain());
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::new(error.chain()).hint_if(error.hint())
 }
 
-fn denied(what: &str, error: GrantError) -> Failure {
-    match error {
-        GrantError::NotYet(why) => Failure::new(format!("{what}: {why}")),
-        GrantError::Refused { why, hint: Some(hint) } => Failure::new(format!("{what}: {why}")).hint(hint),
-        GrantError::Refused { why, hint: None } => Failure::new(format!("{what}: {why}")),
-    }
+fn denied(what: &str, error: &GrantError) -> Failure {
+    Failure::new(format!("{what}: {error}")).hint_if(error.hint())
 }
 
 /// What stands behind the link.
@@ -275,7 +267,7 @@ fn look(args: &Args, wish: Wish, show: bool, cx: &Cx<'_>) -> Result<Plan, Failur
         Ok(pem) => Some(Certificate::read(pem.expose()).map_err(|e| failed(&e))?),
         // A check makes no authority: what it would sign is new in any case.
         Err(GrantError::NotYet(_)) => None,
-        Err(error) => return Err(denied("the authority's certificate is not to be had", error)),
+        Err(error) => return Err(denied("the authority's certificate is not to be had", &error)),
     };
     let now = seconds(cx.host.now());
     match found(&wish, authority.as_ref(), cx.host, now)? {
@@ -424,7 +416,7 @@ impl Change for Renewal {
         }
         let made = request::make().map_err(|e| failed(&e))?;
         let request = SignRequest { csr: made.csr, ..wish.request.clone() };
-        let issued = secrets.sign(&request).map_err(|e| denied("the certificate was not signed", e))?;
+        let issued = secrets.sign(&request).map_err(|e| denied("the certificate was not signed", &e))?;
         let authority = Certificate::read(&issued.authority).map_err(|e| failed(&e))?;
         let leaf = Leaf::read(&issued.certificate).map_err(|e| failed(&e))?;
         let now = seconds(host.now());
