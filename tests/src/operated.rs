@@ -1,6 +1,6 @@
 //! A secured Consul cluster on borrowed hosts, which the verbs that work on running clusters are tried on.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -33,18 +33,27 @@ pub fn say(project: &Project, words: &[&str]) -> Said {
     }
 }
 
-/// Starts a verb, and kills it this long after it has said so many lines; the lines that it said. It may come to its end first.
+/// Starts a verb, and kills it this long after it has said so many lines; those lines. It may come to its end first. While an agent of
+/// a killed controller still has a host, it is started again.
 #[track_caller]
 pub fn kill_after(project: &Project, words: &[&str], lines: usize, delay: Duration) -> Vec<String> {
-    let mut command = project.command(words.iter().copied());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().expect("the controller can be started");
-    let out = BufReader::new(child.stdout.take().expect("it has an output"));
-    let said: Vec<String> = out.lines().take(lines).map_while(Result::ok).collect();
-    std::thread::sleep(delay);
-    let _ = child.kill();
-    let _ = child.wait();
-    said
+    let until = Instant::now() + LOCKED;
+    loop {
+        let mut command = project.command(words.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the controller can be started");
+        // It stays open: who cannot say what it does ends before it is killed.
+        let mut out = BufReader::new(child.stdout.take().expect("it has an output"));
+        let said: Vec<String> = out.by_ref().lines().take(lines).map_while(Result::ok).collect();
+        if said.len() == lines {
+            std::thread::sleep(delay);
+        }
+        let _ = child.kill();
+        let ended = child.wait().expect("it was started here");
+        if ended.code() != Some(7) || Instant::now() > until {
+            return said;
+        }
+    }
 }
 
 impl Operated {

@@ -67,24 +67,27 @@ fn gossip(cluster: &Operated) {
     let old = cluster.secret("consul/gossip").expect("it was made with the cluster");
     assert_eq!(keys(cluster), [old.as_str()]);
     let mut next: Option<String> = None;
-    for lines in [2, 3, 5, 6] {
-        // At a later moment of each step, too.
-        let more = usize::from(next.is_some());
-        let said = cluster.kill_after(&GOSSIP, lines + more, Duration::from_millis(700 * lines as u64));
-        assert_eq!(said.len(), lines + more, "{said:?}");
+    // While members get the key, use it, have it in their files, and lose the old one.
+    for (lines, delay) in [(2, 400), (3, 700), (5, 500), (6, 200)] {
+        let begun = next.is_some();
+        // One that goes on says so first.
+        let lines = lines + usize::from(begun);
+        let said = cluster.kill_after(&GOSSIP, lines, Duration::from_millis(delay));
+        assert_eq!((said.len(), said[0].contains("was begun before")), (lines, begun), "{said:?}");
         let now = cluster.secret("consul/gossip-next");
         if let (Some(next), Some(now)) = (&next, &now) {
             assert_eq!(next, now, "it goes on with its key");
         }
-        next = next.or(now);
+        // None: the kill came when all was done, and what follows is another rotation.
+        next = now;
     }
-    let next = next.expect("it was made before it was given to anybody");
-    let said = cluster.say(&GOSSIP).ok().never_says(&next).never_says(&old);
-    if !said.out.contains("goes on with its key") {
-        // The last kill came when all was done: this was another rotation.
-        assert_ne!(cluster.secret("consul/gossip").as_deref(), Some(next.as_str()), "{}", said.report());
+    let before = cluster.secret("consul/gossip");
+    let said = cluster.say(&GOSSIP).ok().never_says(&old);
+    if let Some(next) = next {
+        let said = said.says("goes on with its key").never_says(&next);
+        assert_eq!(cluster.secret("consul/gossip"), Some(next), "{}", said.report());
     } else {
-        assert_eq!(cluster.secret("consul/gossip").as_deref(), Some(next.as_str()), "{}", said.report());
+        assert_ne!(cluster.secret("consul/gossip"), before, "{}", said.report());
     }
     let now = cluster.secret("consul/gossip").expect("it has one");
     assert_ne!(now, old);
@@ -202,16 +205,7 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
     let ring: Vec<String> =
         serde_json::from_str(&cluster.hosts.read(0, "/var/lib/consul/serf/local.keyring")).expect("a list");
     assert_eq!(ring[0], key);
-    let put = |name: &str, value: &str| {
-        cluster
-            .project
-            .shell(&format!(
-                "printf %s '{value}' | {} secret put {name} --force",
-                rollcall_tests::program("controller").display()
-            ))
-            .ok();
-    };
-    put("consul/gossip", &ring[0]);
+    cluster.project.put("consul/gossip", &ring[0]);
     cluster.is_silent();
     // A token of all rights takes the management token's place.
     let spare = cluster
@@ -222,7 +216,7 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
         .to_owned();
     lose("consul/management");
     cluster.run(&[]).ends(8).says("someone else bootstrapped this cluster");
-    put("consul/management", &spare);
+    cluster.project.put("consul/management", &spare);
     cluster.is_silent();
     lose("consul/formed");
     cluster.run(&[]).ok();
@@ -312,6 +306,9 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
         .says("nomad/token/operator/all");
     let all = nomads.secret("nomad/token/operator/all").expect("it is kept");
     nomads.request(2, &all, "acl/tokens").ok();
+    // One that the store has lost goes on counting, and can be revoked.
+    nomads.say(&["secret", "delete", "nomad/token/operator/all", "--force"]).ok();
+    nomads.request(2, &all, "acl/tokens").ok();
     for (name, secret) in [("ann", &ann), ("all", &all)] {
         nomads.say(&["token", "revoke", name, "--product", "nomad"]).ok().says("is revoked");
         nomads.request(0, secret, "jobs").ends(22);
@@ -356,4 +353,44 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
     let since: Vec<String> =
         (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
     assert_eq!(since, servers, "something restarted");
+    what_nomads_store_has_lost_comes_back(&nomads);
+}
+
+/// As docs/rotation.md says it, line by line.
+fn what_nomads_store_has_lost_comes_back(nomads: &Nomads) {
+    let lose = |name: &str| {
+        let old = nomads.secret(name).expect("it is there");
+        nomads.say(&["secret", "delete", name, "--force"]).ok();
+        old
+    };
+    let count = |tokens: Value| tokens.as_array().map(Vec::len);
+    let tokens = count(nomads.list("acl/tokens"));
+    let (server, key) = (lose("nomad/token/server"), lose("nomad/gossip"));
+    lose("nomad/formed");
+    nomads.project.controller(["run", "servers.yaml"]).ok().never_says(&server).never_says(&key);
+    // A token and the mark are made anew; the token of before is worth nothing.
+    let anew = nomads.secret("nomad/token/server").expect("a run makes it");
+    assert_ne!(anew, server);
+    nomads.request(1, &anew, "agent/members").ok();
+    nomads.request(1, &server, "agent/members").ends(22);
+    assert_eq!(count(nomads.list("acl/tokens")), tokens);
+    assert!(nomads.secret("nomad/formed").is_some());
+    // The key is where servers keep it, and they go on with it.
+    let members = nomads.list("agent/members");
+    let alive = members["Members"].as_array().expect("a list").iter().filter(|m| m["Status"] == "alive").count();
+    assert_eq!(alive, 3, "{members}");
+    let ring: Vec<String> =
+        serde_json::from_str(&nomads.hosts.read(1, "/var/lib/nomad/server/serf.keyring")).expect("a list");
+    assert_eq!(ring[0], key);
+    nomads.project.put("nomad/gossip", &ring[0]);
+    // A token of all rights takes the management token's place.
+    let spare = nomads.say(&["token", "create", "spare", "--product", "nomad", "--management"]).ok();
+    lose("nomad/management");
+    nomads.project.controller(["run", "servers.yaml"]).ends(8).says("someone else bootstrapped this cluster");
+    nomads.project.put("nomad/management", spare.out.trim_end());
+    nomads.project.controller(["run", "servers.yaml"]).ok();
+    for host in 0..3 {
+        assert!(nomads.hosts.read(host, "/etc/nomad.d/gossip.json").contains(&key));
+    }
+    nomads.is_silent();
 }

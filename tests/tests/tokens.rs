@@ -1,6 +1,7 @@
 //! `controller token` and `controller forget` on a real cluster.
 
 use rollcall_tests::{Operated, Said};
+use serde_json::Value;
 
 const CLIENT: usize = Operated::SERVERS;
 
@@ -93,7 +94,18 @@ fn kept_ones_are_in_the_store(cluster: &Operated) {
     // A node's token is not an operator's, whoever asks.
     let agent = of("Made by Rollcall: agent");
     cluster.say(&["token", "revoke", &agent, "--product", "consul"]).ends(1).says("is no operator's");
-    let accessor = of("Made by Rollcall: operator deploy");
+    // When the store has lost it, it goes on counting; revoked and made again it is there.
+    cluster.say(&["secret", "delete", "consul/token/operator/deploy", "--force"]).ok();
+    cluster.request(1, &secret, "acl/tokens").ok();
+    cluster.say(&["token", "revoke", "deploy", "--product", "consul"]).ok().says("is revoked");
+    cluster.request(1, &secret, "acl/tokens").ends(22);
+    create(cluster, "deploy", &["--management", "--store"]).ok();
+    let lost = secret;
+    let secret = cluster.secret("consul/token/operator/deploy").expect("it is kept");
+    assert_ne!(secret, lost);
+    let tokens = cluster.list("acl/tokens");
+    let deploy = |token: &&Value| token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: operator deploy"));
+    let accessor = tokens.iter().find(deploy).expect("it is made")["AccessorID"].as_str().expect("a text").to_owned();
     cluster.say(&["token", "revoke", &accessor, "--product", "consul"]).ok();
     cluster.request(1, &secret, "acl/tokens").ends(22);
     assert!(cluster.secrets("consul/token/operator/").is_empty());

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Said, kill_after, say};
 use serde_json::{Value, json};
 
 /// Each of them is a server of both; the last host is a client of both.
@@ -124,6 +124,13 @@ impl Cluster {
         self.project.controller(["run", playbook, "--json"].into_iter().chain(more.iter().copied()))
     }
 
+    /// A secret of the store.
+    #[track_caller]
+    fn secret(&self, name: &str) -> Option<String> {
+        let said = self.project.controller(["secret", "get", name]);
+        (said.code == 0).then_some(said.out)
+    }
+
     /// Consul's management token, as a server may have it, from a place that is gone with the next boot.
     #[track_caller]
     fn management(&self) -> String {
@@ -190,7 +197,9 @@ fn jobs_prove_to_consul_who_they_are() {
     assert_eq!(count("web-service") + count("final-app"), 2, "{}", of("web-service"));
 
     tokens_are_of_the_agents_alone(&cluster, &management);
+    agents_tokens_are_rotated(&cluster, &management);
     keys_are_found_without_a_server(&cluster);
+    who_is_gone_is_forgotten_by_both(&cluster);
 }
 
 /// Waits for something that comes about by itself.
@@ -232,12 +241,151 @@ fn tokens_are_of_the_agents_alone(cluster: &Cluster, management: &str) {
     for path in [format!("token/{accessor}"), format!("binding-rule/{rule}")] {
         cluster.hosts.root(0, &format!("curl {header} http://127.0.0.1:8500/v1/acl/{path}")).ok();
     }
+    // What is ours, and wanted no more, goes: a rule, and the method of another name, unless tokens are left of it. Others' stay.
+    let make = |what: &str, body: &Value| {
+        let header = format!("--silent --fail --header 'X-Consul-Token: {management}' --request PUT --data @-");
+        cluster.hosts.root(0, &format!("curl {header} http://127.0.0.1:8500/v1/acl/{what} << 'END'\n{body}\nEND")).ok();
+    };
+    let extra = |description: &str| {
+        json!({"Description": description, "AuthMethod": "nomad-workloads", "BindType": "service", "BindName": "x",
+            "Selector": "value.nomad_service == \"x\""})
+    };
+    make("binding-rule", &extra("Made by Rollcall: mesh"));
+    make("binding-rule", &extra("by hand"));
+    let mut method = cluster.consul(management, "acl/auth-method/nomad-workloads");
+    for (name, description) in [("before", method["Description"].clone()), ("theirs", json!("by hand"))] {
+        method["Name"] = json!(name);
+        method["Description"] = description;
+        make("auth-method", &method);
+    }
     let before = cluster.hosts.root(CLIENT, "systemctl show --property MainPID nomad").ok().out;
     let mended = cluster.run("nomad.yaml", &[]).ok();
     assert!(mended.counted("changed") >= 2, "{}", mended.report());
     assert_eq!(cluster.hosts.root(CLIENT, "systemctl show --property MainPID nomad").ok().out, before);
     let rules = cluster.consul(management, "acl/binding-rules?authmethod=nomad-workloads");
-    assert_eq!(rules.as_array().map(Vec::len), Some(2), "servers that made it at the same moment left one: {rules}");
+    assert_eq!(rules.as_array().map(Vec::len), Some(3), "servers that made it at the same moment left one: {rules}");
+    let mut said: Vec<&str> =
+        rules.as_array().into_iter().flatten().filter_map(|rule| rule["Description"].as_str()).collect();
+    said.sort_unstable();
+    assert_eq!(said, ["Made by Rollcall: services", "Made by Rollcall: tasks", "by hand"]);
+    let methods = cluster.consul(management, "acl/auth-methods");
+    let names: Vec<&str> = methods.as_array().into_iter().flatten().filter_map(|m| m["Name"].as_str()).collect();
+    assert_eq!(names, ["nomad-workloads", "theirs"], "{methods}");
+}
+
+/// Allocations that run, and since when their tasks do.
+fn running(cluster: &Cluster) -> Vec<String> {
+    let token = cluster.secret("nomad/management").expect("it is there");
+    let line = format!(
+        "curl --silent --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' 'https://127.0.0.1:4646/v1/allocations?namespace=*'"
+    );
+    let all = cluster.hosts.root(0, &line).ok().json();
+    let runs = all.as_array().into_iter().flatten().filter(|alloc| alloc["ClientStatus"] == "running");
+    let mut told: Vec<String> = runs
+        .flat_map(|alloc| {
+            let tasks = alloc["TaskStates"].as_object().cloned().unwrap_or_default();
+            tasks.into_iter().map(|(name, state)| format!("{} {name} {}", alloc["ID"], state["StartedAt"]))
+        })
+        .collect();
+    told.sort();
+    told
+}
+
+/// The tokens with which Nomad's agents talk to Consul: rotated with a kill in the middle, and lost.
+fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
+    const ROTATE: [&str; 4] = ["rotate", "tokens", "--only", "consul/token/nomad/*"];
+    let own = |host: usize| {
+        let file: Value = serde_json::from_str(&cluster.hosts.read(host, "/etc/nomad.d/consul.json")).expect("JSON");
+        file["consul"]["token"].as_str().expect("it has one").to_owned()
+    };
+    let ask = |token: &str| {
+        let line = format!("curl --silent --fail --header 'X-Consul-Token: {token}' http://127.0.0.1:8500/v1/agent/self");
+        cluster.hosts.root(0, &line)
+    };
+    let kept = |host: usize| cluster.secret(&format!("consul/token/nomad/{}", cluster.hosts.name(host)));
+    let tokens = || {
+        let all = cluster.consul(management, "acl/tokens");
+        let of = |token: &&Value| token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: nomad "));
+        all.as_array().into_iter().flatten().filter(of).count()
+    };
+    let names = |service: &str| {
+        let all = cluster.consul(management, &format!("health/service/{service}?passing"));
+        all.as_array().into_iter().flatten().map(|one| one["Node"]["Node"].to_string()).collect::<BTreeSet<_>>().len()
+    };
+    let before: Vec<String> = (0..=CLIENT).map(own).collect();
+    let allocations = running(cluster);
+    assert!(allocations.len() >= 2, "{allocations:?}");
+    // When the first of them restart: every agent has a token that counts, be it the old one or the next.
+    let said = kill_after(&cluster.project, &ROTATE, 1, Duration::from_secs(6));
+    assert_eq!(said.len(), 1, "{said:?}");
+    (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
+    let ended = say(&cluster.project, &ROTATE).ok();
+    for host in 0..=CLIENT {
+        ended.clone().says(&format!("rotated: consul/token/nomad/{}\n", cluster.hosts.name(host))).never_says(&own(host));
+        assert_eq!(kept(host).as_deref(), Some(own(host).as_str()));
+        assert_ne!(own(host), before[host]);
+        ask(&own(host)).ok();
+        ask(&before[host]).ends(22);
+        // The one that runs has read it.
+        let newer = "test \"$(date -d \"$(systemctl show --property ExecMainStartTimestamp --value nomad)\" +%s)\" -ge \"$(stat --format %Y /etc/nomad.d/consul.json)\"";
+        cluster.hosts.root(host, newer).ok();
+    }
+    assert_eq!(tokens(), SERVERS + 1);
+    cluster.project.controller(["secret", "list", "consul/"]).ok().never_says("-next");
+    assert_eq!(running(cluster), allocations, "tasks go on while their agent restarts");
+    until("all agents are healthy in Consul", || (names("nomad"), names("nomad-client")) == (SERVERS, 1));
+    let again = cluster.run("nomad.yaml", &[]).ok();
+    assert_eq!(again.counted("changed"), 0, "{}", again.report());
+
+    // The store has lost one: the next run makes another, and restarts that agent.
+    let lost = own(CLIENT);
+    cluster.project.controller(["secret", "delete", &format!("consul/token/nomad/{}", cluster.hosts.name(CLIENT)), "--force"]).ok();
+    cluster.run("nomad.yaml", &[]).ok().never_says(&lost);
+    assert_ne!(own(CLIENT), lost);
+    assert_eq!(kept(CLIENT).as_deref(), Some(own(CLIENT).as_str()));
+    ask(&own(CLIENT)).ok();
+    ask(&lost).ends(22);
+    assert_eq!((tokens(), running(cluster)), (SERVERS + 1, allocations));
+}
+
+/// A client, and a server of both products whose Nomad is down already.
+fn who_is_gone_is_forgotten_by_both(cluster: &Cluster) {
+    let (client, server) = (cluster.hosts.name(CLIENT).to_owned(), cluster.hosts.name(2).to_owned());
+    let management = cluster.management();
+    cluster.project.controller(["forget", &client]).ends(4).says("is alive: it is a client that is ready");
+    assert!(cluster.secret(&format!("consul/token/nomad/{client}")).is_some());
+    for host in [2, CLIENT] {
+        cluster.hosts.root(host, "systemctl kill --signal KILL nomad consul; systemctl stop nomad consul").ok();
+    }
+    for (name, was) in [(&server, "server failed in nomad"), (&client, "client down in nomad")] {
+        let end = Instant::now() + Duration::from_mins(2);
+        let said = loop {
+            let said = cluster.project.controller(["forget", name]);
+            // Until the others have missed it, it is alive.
+            if said.code == 0 || Instant::now() > end {
+                break said.ok();
+            }
+        };
+        said.says("is forgotten").says(was);
+        for kind in ["agent", "nomad"] {
+            assert_eq!(cluster.secret(&format!("consul/token/{kind}/{name}")), None);
+        }
+        cluster.project.controller(["forget", name]).ok().says("no member in consul, no member in nomad; 0 secrets");
+    }
+    let token = cluster.secret("nomad/management").expect("it is there");
+    let nomad = |path: &str| {
+        let line = format!(
+            "curl --silent --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' https://127.0.0.1:4646/v1/{path}"
+        );
+        cluster.hosts.root(0, &line).ok().json()
+    };
+    assert_eq!(nomad("nodes"), json!([]));
+    let voters = nomad("operator/raft/configuration");
+    assert_eq!(voters["Servers"].as_array().map(Vec::len), Some(2), "{voters}");
+    let members = nomad("agent/members").to_string();
+    assert!(!members.contains(&server), "{members}");
+    let left = cluster.consul(&management, "acl/tokens").to_string();
+    assert!(!left.contains(&format!("nomad {client}")) && !left.contains(&format!("nomad {server}")), "{left}");
 }
 
 fn keys_are_found_without_a_server(cluster: &Cluster) {

@@ -1,9 +1,10 @@
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Args as ClapArgs;
-use rollcall_engine::{diag::Sources, playbook::Loader, protocol::Status, roles::Embedded};
+use rollcall_engine::{diag::Sources, protocol::Status};
 use serde_json::{Value, json};
 
+use super::own_play;
 use crate::{
     context::{Context, Wrong},
     exit::Exit,
@@ -46,49 +47,21 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
     let names: Vec<String> =
         inventory.select(&args.pattern, limit).map_err(Wrong::from)?.iter().map(|h| h.name.clone()).collect();
     // The playbook that a person would write; what it holds is quoted, so that braces in the command stay braces.
-    let argv: Vec<Value> = args.command.iter().map(|word| Value::String(raw(word))).collect();
-    let play = json!([{ "name": "exec", "hosts": "all", "tasks": [{
-        "name": args.command.join(" "), "command": { "argv": argv }, "changed_when": false }] }]);
-    let folder = tempfile::tempdir()?;
-    let playbook = folder.path().join("exec.yaml");
-    std::fs::write(&playbook, serde_json::to_vec(&play)?)?;
-    let loader = Loader {
-        sources: &context.sources,
-        project: &context.project,
-        embedded_roles: &Embedded,
-        extra: &context.extra,
-    };
-    let loaded = loader.load(std::slice::from_ref(&playbook)).map_err(Wrong)?;
-    let run = super::run::Args {
-        playbooks: vec![playbook],
-        hosts: args.hosts.clone(),
-        connect: args.connect.clone(),
-        tags: Vec::new(),
-        skip_tags: Vec::new(),
-        check: false,
-        diff: false,
-        list_hosts: false,
-        list_tasks: false,
-        list_tags: false,
-        json: args.json,
-        agents: args.agents.clone(),
-    };
-    let prepared = super::run::prepare(&context, &inventory, loaded, vec![names], &run)?;
+    let argv: Vec<Value> = args.command.iter().map(|word| Value::String(own_play::raw(word))).collect();
+    let play = json!({ "name": "exec", "hosts": "all", "tasks": [{
+        "name": args.command.join(" "), "command": { "argv": argv }, "changed_when": false }] });
     let sinks: Vec<Box<dyn Sink>> = if args.json {
         vec![Box::new(crate::output::json::Lines::new(std::io::stdout()))]
     } else {
         vec![Box::new(Said { quiet: show.quiet })]
     };
-    super::run::carry_out(prepared, sinks).await
-}
-
-/// Text in which nothing is an expression.
-pub(crate) fn raw(word: &str) -> String {
-    if word.contains("{{") || word.contains("{%") || word.contains("{#") {
-        format!("{{% raw %}}{word}{{% endraw %}}")
-    } else {
-        word.to_owned()
-    }
+    let options = own_play::Options {
+        hosts: &args.hosts,
+        connect: &args.connect,
+        agents: args.agents.as_ref(),
+        json: args.json,
+    };
+    own_play::carry_out(&context, &inventory, (&play, names), &options, sinks).await
 }
 
 /// What the command said, host by host, as each one ends.

@@ -14,15 +14,17 @@ use rollcall_engine::{
         ownership::{Readers, Rule, node_part},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
-    operate::{Operator, Way, Work},
+    operate::{Ended, Operator, Product, Way, Work},
     token::Told,
 };
 use crate::{context, exit::Exit, options::Show};
 
-/// Forget a node that is gone: its tokens and its policy are revoked, its secrets leave the store, the cluster stops waiting for it.
+/// Forget a node that is gone: its tokens and its policy are revoked, its secrets leave the store, Consul and Nomad stop waiting for it.
+///
+/// Of Nomad it is a client that is purged, or a server that no longer votes. Both products are asked that the inventory has servers of.
 ///
 /// A node is gone when you say so, or when EC2 says that its instance is terminated (`--terminated`). That it is missing from an
 /// inventory, a limit or a region means nothing. One that is alive is not forgotten: stop it first, or say --force.
@@ -69,36 +71,62 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
     }
 }
 
+/// Has a server of a product do something about its cluster; a node that is to be forgotten is not asked about itself.
+async fn ask(
+    operator: &Operator,
+    product: Product,
+    without: Option<&str>,
+    tasks: &str,
+    vars: Value,
+) -> anyhow::Result<Ended> {
+    let work = Work {
+        name: "controller forget",
+        groups: product.servers(),
+        without,
+        once: true,
+        role: product.name(),
+        tasks,
+        vars,
+    };
+    operator.work(&work).await
+}
+
 async fn forget(operator: &Operator, node: &str, force: bool) -> anyhow::Result<Exit> {
-    let ended = operator
-        .work(&Work {
-            name: "controller forget",
-            groups: &["consul_servers"],
-            once: true,
-            role: "consul",
-            tasks: "operate_forget",
-            vars: json!({ "forget_node": node, "forget_force": force }),
-        })
-        .await?;
-    if !ended.is_done_once() {
-        ended.tell();
-        return Ok(ended.exit());
+    // Nomad goes first: it notices later than Consul that a node is gone, and refuses before anything is taken from it.
+    let products: Vec<Product> = [Product::Nomad, Product::Consul]
+        .into_iter()
+        .filter(|product| !operator.hosts(product.servers()).is_empty())
+        .collect();
+    if products.is_empty() {
+        bail!("the inventory has no host in consul_servers or nomad_servers: there is nobody to ask");
     }
-    let was = ended.of_module("consul_member").and_then(|r| r.result.get("was")?.as_str().map(str::to_owned));
+    let mut was = BTreeMap::new();
+    for product in products {
+        let vars = json!({ "forget_node": node, "forget_force": force });
+        let ended = ask(operator, product, Some(node), "operate_forget", vars).await?;
+        if !ended.is_done_once() {
+            ended.tell();
+            return Ok(ended.exit());
+        }
+        let module = format!("{}_member", product.name());
+        let told = ended.of_module(&module).and_then(|r| r.result.get("was")?.as_str());
+        was.insert(product.name(), told.filter(|was| *was != "none").unwrap_or("no member").to_owned());
+    }
     let mut gone = 0;
     for name in operator.list("").await?.iter().filter(|name| is_of(name, node)) {
         operator.delete(name).await?;
         gone += 1;
     }
-    writeln!(
-        std::io::stdout(),
-        "'{node}' is forgotten (it was {}; {gone} secrets left the store)",
-        match was.as_deref() {
-            None | Some("none") => "no member",
-            Some(was) => was,
-        }
-    )?;
+    writeln!(std::io::stdout(), "'{node}' is forgotten (it was {}; {gone} secrets left the store)", told(&was))?;
     Ok(Exit::Done)
+}
+
+/// What a node was; where Consul alone was asked, that goes without saying.
+fn told(was: &BTreeMap<&str, String>) -> String {
+    if let (1, Some(alone)) = (was.len(), was.get("consul")) {
+        return alone.clone();
+    }
+    was.iter().map(|(product, was)| format!("{was} in {product}")).collect::<Vec<_>>().join(", ")
 }
 
 /// A secret that is one node's own.
@@ -116,16 +144,7 @@ fn instance(description: &str) -> Option<(&str, &str)> {
 }
 
 async fn terminated(operator: &Operator) -> anyhow::Result<Exit> {
-    let ended = operator
-        .work(&Work {
-            name: "controller forget",
-            groups: &["consul_servers"],
-            once: true,
-            role: "consul",
-            tasks: "operate_tokens",
-            vars: json!({}),
-        })
-        .await?;
+    let ended = ask(operator, Product::Consul, None, "operate_tokens", json!({})).await?;
     let Some(listed) = ended.of_module("consul_acl_tokens").filter(|_| ended.is_done_once()) else {
         ended.tell();
         return Ok(ended.exit());
@@ -189,6 +208,14 @@ mod tests {
         for other in ["consul/token/agent/web-30", "consul/token/operator/web-3", "consul/token/dns", "app/web-3"] {
             assert!(!of(other), "{other}");
         }
+    }
+
+    #[test]
+    fn it_is_told_what_a_node_was() {
+        let was = |of: &[(&'static str, &str)]| told(&of.iter().map(|(p, was)| (*p, (*was).to_owned())).collect());
+        assert_eq!(was(&[("consul", "failed")]), "failed");
+        assert_eq!(was(&[("nomad", "client down")]), "client down in nomad");
+        assert_eq!(was(&[("nomad", "client down"), ("consul", "left")]), "left in consul, client down in nomad");
     }
 
     #[test]

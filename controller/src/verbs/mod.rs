@@ -9,6 +9,7 @@ pub(crate) mod forget;
 pub(crate) mod init;
 pub(crate) mod inventory;
 pub(crate) mod operate;
+pub(crate) mod own_play;
 pub(crate) mod plan;
 pub(crate) mod policies;
 pub(crate) mod role;

@@ -12,15 +12,14 @@ use clap::{Args as ClapArgs, ValueEnum};
 use rollcall_engine::{
     diag::Sources,
     inventory::Inventory,
-    playbook::Loader,
     protocol::{Status, TaskResult},
-    roles::Embedded,
     secrets::{Name, Secret, SecretStore, StoreError, issuer::Issuer, redact},
 };
 use serde_json::{Value, json};
 
+use super::own_play;
 use crate::{
-    context::{self, Context, Wrong},
+    context::{self, Context},
     exit::Exit,
     options::{Connect, Hosts, Show},
     output::{self, Look},
@@ -97,6 +96,8 @@ pub(crate) struct Work<'a> {
     pub(crate) name: &'a str,
     /// Hosts of these groups.
     pub(crate) groups: &'a [&'a str],
+    /// But not on this one.
+    pub(crate) without: Option<&'a str>,
     /// On the first of them that answers, for all.
     pub(crate) once: bool,
     pub(crate) role: &'a str,
@@ -245,39 +246,15 @@ impl Operator {
 
     /// Carries a piece of work out.
     pub(crate) async fn work(&self, work: &Work<'_>) -> anyhow::Result<Ended> {
-        let names = self.hosts(work.groups);
+        let mut names = self.hosts(work.groups);
+        names.retain(|name| Some(name.as_str()) != work.without);
         if names.is_empty() {
             bail!("the inventory has no host in {}: there is nobody to ask", work.groups.join(", "));
         }
-        let mut vars = literal(&work.vars);
+        let mut vars = own_play::literal(&work.vars);
         vars["rollcall_operates"] = true.into();
-        let play = json!([{ "name": work.name, "hosts": "all", "become": true, "vars": vars, "tasks": [{
-            "name": work.name, "import_role": { "name": work.role, "tasks_from": work.tasks }, "run_once": work.once }] }]);
-        let folder = tempfile::tempdir()?;
-        let playbook = folder.path().join("operate.yaml");
-        std::fs::write(&playbook, serde_json::to_vec(&play)?)?;
-        let loader = Loader {
-            sources: &self.context.sources,
-            project: &self.context.project,
-            embedded_roles: &Embedded,
-            extra: &self.context.extra,
-        };
-        let loaded = loader.load(std::slice::from_ref(&playbook)).map_err(Wrong)?;
-        let run = super::run::Args {
-            playbooks: vec![playbook],
-            hosts: self.way.hosts.clone(),
-            connect: self.way.connect.clone(),
-            tags: Vec::new(),
-            skip_tags: Vec::new(),
-            check: false,
-            diff: false,
-            list_hosts: false,
-            list_tasks: false,
-            list_tags: false,
-            json: false,
-            agents: self.way.agents.clone(),
-        };
-        let prepared = super::run::prepare(&self.context, &self.inventory, loaded, vec![names], &run)?;
+        let play = json!({ "name": work.name, "hosts": "all", "become": true, "vars": vars, "tasks": [{
+            "name": work.name, "import_role": { "name": work.role, "tasks_from": work.tasks }, "run_once": work.once }] });
         let ended = Arc::new(Mutex::new(Ended::default()));
         let sources = Arc::clone(&self.context.sources);
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Kept { ended: Arc::clone(&ended), sources })];
@@ -285,20 +262,17 @@ impl Operator {
             let look = Look { verbose: self.show.verbose, ..Look::default() };
             sinks.extend(output::notes(&look, &self.context.sources));
         }
-        let exit = super::run::carry_out(prepared, sinks).await?;
+        let options = own_play::Options {
+            hosts: &self.way.hosts,
+            connect: &self.way.connect,
+            agents: self.way.agents.as_ref(),
+            json: false,
+        };
+        let exit =
+            own_play::carry_out(&self.context, &self.inventory, (&play, names), &options, sinks).await?;
         let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.exit = Some(exit);
         Ok(std::mem::take(&mut *ended))
-    }
-}
-
-/// Texts in which nothing is an expression.
-fn literal(value: &Value) -> Value {
-    match value {
-        Value::String(text) => super::exec::raw(text).into(),
-        Value::Array(items) => items.iter().map(literal).collect(),
-        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), literal(value))).collect(),
-        other => other.clone(),
     }
 }
 

@@ -20,7 +20,8 @@ Examples:
   controller rotate gossip
   controller rotate tokens --product consul
   controller rotate tokens --only consul/token/agent/web-3
-  controller rotate tokens --only 'consul/token/agent/*'")]
+  controller rotate tokens --only 'consul/token/agent/*'
+  controller rotate tokens --only 'consul/token/nomad/*'")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -42,8 +43,8 @@ enum Verb {
     /// Tokens of nodes, of DNS, and the management token: new ones are made beside the old, handed to the agents that run, and proven;
     /// then the store gets them, and the old ones are deleted.
     ///
-    /// A host that is not there keeps its token; the same command rotates it when it is back. Operators' tokens are not rotated:
-    /// revoke them, and create others.
+    /// A host that is not there keeps its token; the same command rotates it when it is back. Nomad's agents get their tokens of Consul
+    /// by a restart, servers one at a time; tasks of jobs go on. Operators' tokens are not rotated: revoke them, and create others.
     Tokens {
         /// Of which product. Without it: of each whose secret is in the store.
         #[arg(long)]

@@ -190,6 +190,7 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
         .work(&Work {
             name: "controller token create",
             groups: product.servers(),
+            without: None,
             once: true,
             role: product.name(),
             tasks: "operate_token",
@@ -274,6 +275,7 @@ async fn found(operator: &Operator, product: Product) -> anyhow::Result<Result<V
         .work(&Work {
             name: "controller token list",
             groups: product.servers(),
+            without: None,
             once: true,
             role: product.name(),
             tasks: "operate_tokens",
@@ -347,6 +349,7 @@ async fn revoke(operator: &Operator, product: Product, wanted: &str) -> anyhow::
             .work(&Work {
                 name: "controller token revoke",
                 groups: product.servers(),
+                without: None,
                 once: true,
                 role: product.name(),
                 tasks: "operate_revoke",

@@ -27,6 +27,7 @@ mod operate;
 pub use super::error::{ApiError, Kind};
 use objects::{Leads, Raft, RawRole, RawToken};
 pub use objects::{Policy, Role, Token};
+pub use operate::{Node, Voter};
 
 /// How Nomad speaks.
 static DIALECT: Dialect = Dialect { product: "Nomad", header: "X-Nomad-Token", kind };

@@ -33,6 +33,8 @@ pub mod consul_acl_auth_method;
 pub mod consul_acl_binding_rule;
 /// `consul_acl_bootstrap`.
 pub mod consul_acl_bootstrap;
+/// `consul_acl_leftovers`.
+pub mod consul_acl_leftovers;
 /// `consul_acl_policy`.
 pub mod consul_acl_policy;
 /// `consul_acl_role`.
@@ -93,6 +95,8 @@ mod nomad_api;
 pub mod nomad_job;
 /// `nomad_keyring`.
 pub mod nomad_keyring;
+/// `nomad_member`.
+pub mod nomad_member;
 /// `nomad_namespace`.
 pub mod nomad_namespace;
 /// `nomad_restart`.
@@ -138,6 +142,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_acl_auth_method::DEFINITION,
     &consul_acl_binding_rule::DEFINITION,
     &consul_acl_bootstrap::DEFINITION,
+    &consul_acl_leftovers::DEFINITION,
     &consul_acl_policy::DEFINITION,
     &consul_acl_role::DEFINITION,
     &consul_acl_token::DEFINITION,
@@ -164,6 +169,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_tokens::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_keyring::DEFINITION,
+    &nomad_member::DEFINITION,
     &nomad_namespace::DEFINITION,
     &nomad_restart::DEFINITION,
     &nomad_variable::DEFINITION,

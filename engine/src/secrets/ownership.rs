@@ -162,13 +162,20 @@ pub const TABLE: &[Rule] = &[
         what: "token with which a node's Nomad agent talks to Consul",
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
-        rotation: "by hand: docs/rotation.md",
+        rotation: "controller rotate tokens",
     },
     Rule {
         pattern: "consul/token-next/agent/*",
         what: "the token that a node's Consul agent is being given, while it is rotated",
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(CONSUL, &[ConsulServer]),
+        rotation: "goes when the rotation is done",
+    },
+    Rule {
+        pattern: "consul/token-next/nomad/*",
+        what: "the token that a node's Nomad agent is being given for Consul, while it is rotated",
+        maker: Maker::Uuid,
+        readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
         rotation: "goes when the rotation is done",
     },
     Rule {
@@ -323,12 +330,18 @@ mod tests {
             "nomad/gossip",
             "consul/token/agent/b",
             "consul/token/nomad/b",
+            "consul/token-next/nomad/b",
         ] {
             assert!(!may("a", &client, denied), "{denied}");
         }
-        for granted in
-            ["ca/certificate", "consul/gossip", "consul/token/agent/a", "consul/token/dns", "consul/token/nomad/a"]
-        {
+        for granted in [
+            "ca/certificate",
+            "consul/gossip",
+            "consul/token/agent/a",
+            "consul/token/dns",
+            "consul/token/nomad/a",
+            "consul/token-next/nomad/a",
+        ] {
             assert!(may("a", &client, granted), "{granted}");
         }
     }
@@ -359,6 +372,7 @@ mod tests {
         for (name, next) in [
             ("consul/gossip", Some("consul/gossip-next")),
             ("consul/token/agent/web-next", Some("consul/token-next/agent/web-next")),
+            ("consul/token/nomad/web-1", Some("consul/token-next/nomad/web-1")),
             ("consul/formed", None),
             ("consul/gossip-next", None),
         ] {

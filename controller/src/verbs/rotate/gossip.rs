@@ -44,6 +44,7 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
         let proof = Work {
             name: "controller rotate gossip",
             groups: product.members(),
+            without: None,
             once: false,
             role: product.name(),
             tasks: "operate_gossip_proof",
@@ -60,6 +61,7 @@ pub(super) async fn rotate(operator: &Operator, product: Product) -> anyhow::Res
     let files = Work {
         name: "controller rotate gossip",
         groups: product.members(),
+        without: None,
         once: false,
         role: product.name(),
         tasks: "operate_gossip_file",
@@ -91,6 +93,7 @@ async fn check(operator: &Operator, product: Product) -> anyhow::Result<Result<V
     let work = Work {
         name: "controller rotate gossip",
         groups: product.members(),
+        without: None,
         once: false,
         role: product.name(),
         tasks: "operate_gossip_check",
@@ -123,6 +126,7 @@ async fn keyring(
     let work = Work {
         name: "controller rotate gossip",
         groups: product.servers(),
+        without: None,
         once: true,
         role: product.name(),
         tasks: "operate_gossip",

@@ -81,6 +81,23 @@ impl Consul {
         self.put(&path, &body)
     }
 
+    /// Names of all methods.
+    pub fn auth_methods(&self) -> Result<Vec<String>, ApiError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Listed {
+            name: String,
+        }
+        let all: Vec<Listed> = self.0.get(&["acl", "auth-methods"], &[])?;
+        Ok(all.into_iter().map(|method| method.name).collect())
+    }
+
+    /// Whether there are tokens that were got with a method.
+    pub fn has_tokens_of(&self, method: &str) -> Result<bool, ApiError> {
+        let all: Vec<Value> = self.0.get(&["acl", "tokens"], &[("authmethod", method)])?;
+        Ok(!all.is_empty())
+    }
+
     /// Takes an auth method away; with it go its rules, and the tokens that it gave.
     pub fn delete_auth_method(&self, name: &str) -> Result<(), ApiError> {
         self.0.delete(&["acl", "auth-method", name], &[])

@@ -1,26 +1,41 @@
-//! What is done to a cluster that runs: its members, and its gossip keys.
+//! What is done to a cluster that runs: its members, nodes and voters, and its gossip keys.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ApiError, Nomad};
+use super::{ApiError, Nomad, Raft};
 use crate::{
     cluster::gossip::{Gossip, Member, Ring},
     secrets::Secret,
 };
 
-impl Nomad {
-    fn key(&self, what: &str, key: &Secret) -> Result<(), ApiError> {
-        let body = json!({ "Key": key.expose() });
-        self.send_hidden::<Value>(&["agent", "keyring", what], &[], &body, &[key]).map(drop)
-    }
+/// A host that runs jobs, as the servers know it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Node {
+    /// Its id.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// Its name; several may have one.
+    pub name: String,
+    /// `initializing`, `ready`, `down`, `disconnected`.
+    pub status: String,
 }
 
-impl Gossip for Nomad {
-    /// Servers alone gossip.
-    fn members(&self) -> Result<Vec<Member>, ApiError> {
+/// A server in Raft's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Voter {
+    /// Its id.
+    pub id: String,
+    /// Its name in gossip: `NODE.REGION`.
+    pub name: String,
+}
+
+impl Nomad {
+    /// The servers, as this one knows them: the name in gossip (`NODE.REGION`), and the member.
+    pub fn servers(&self) -> Result<Vec<(String, Member)>, ApiError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Raw {
@@ -36,15 +51,50 @@ impl Gossip for Nomad {
         }
         let raw: Raw = self.get(&["agent", "members"], &[])?;
         let member = |raw: RawMember| {
-            // NODE.REGION
             let region = raw.tags.get("region").map(|region| format!(".{region}")).unwrap_or_default();
             let state = ["alive", "leaving", "left", "failed"].into_iter().find(|state| *state == raw.status);
-            Member {
-                name: raw.name.strip_suffix(&region).unwrap_or(&raw.name).to_owned(),
-                state: state.unwrap_or("unknown"),
-            }
+            let name = raw.name.strip_suffix(&region).unwrap_or(&raw.name).to_owned();
+            (raw.name, Member { name, state: state.unwrap_or("unknown") })
         };
         Ok(raw.members.into_iter().map(member).collect())
+    }
+
+    /// Makes the others take a server that is not alive for one that left. The name is the one in gossip.
+    pub fn force_leave(&self, name: &str) -> Result<(), ApiError> {
+        self.send(&["agent", "force-leave"], &[("node", name), ("prune", "true")], &json!({}))
+    }
+
+    /// All hosts that run jobs.
+    pub fn nodes(&self) -> Result<Vec<Node>, ApiError> {
+        self.get(&["nodes"], &[])
+    }
+
+    /// Forgets a host; its allocations are placed elsewhere. One that is alive comes back by itself.
+    pub fn purge_node(&self, id: &str) -> Result<(), ApiError> {
+        self.send(&["node", id, "purge"], &[], &json!({}))
+    }
+
+    /// Raft's configuration.
+    pub fn voters(&self) -> Result<Vec<Voter>, ApiError> {
+        let raft: Raft = self.get(&["operator", "raft", "configuration"], &[])?;
+        Ok(raft.servers.into_iter().map(|peer| Voter { id: peer.id, name: peer.node }).collect())
+    }
+
+    /// Takes a server out of Raft's configuration. The token must be one for everything.
+    pub fn remove_voter(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["operator", "raft", "peer"], &[("id", id)])
+    }
+
+    fn key(&self, what: &str, key: &Secret) -> Result<(), ApiError> {
+        let body = json!({ "Key": key.expose() });
+        self.send_hidden::<Value>(&["agent", "keyring", what], &[], &body, &[key]).map(drop)
+    }
+}
+
+impl Gossip for Nomad {
+    /// Servers alone gossip.
+    fn members(&self) -> Result<Vec<Member>, ApiError> {
+        Ok(self.servers()?.into_iter().map(|(_, member)| member).collect())
     }
 
     fn keyring(&self) -> Result<Vec<Ring>, ApiError> {
