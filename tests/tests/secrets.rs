@@ -396,6 +396,68 @@ fn belongs(place: &str) -> bool {
     ["/etc/gossip", "/etc/lines"].contains(&place)
 }
 
+/// What holds secrets while it waits: the agent as root, its worker as another user, the controller.
+const WAITS: &str = r#"
+- hosts: all
+  become: true
+  tasks:
+    - template: {src: gossip.j2, dest: /etc/gossip, mode: "0600"}
+    - copy: {content: "{{ secret('consul/gossip') }}", dest: /tmp/own-of-nobody, mode: "0600"}
+      become_user: nobody
+    - command: sleep 14
+"#;
+
+/// A line for the shell that lists what the kernel, or what it hands dumps to, has left since `$1` was touched.
+const DUMPS: &str = "find / /tmp /run /dev/shm /var/tmp \"$@\" -xdev -type f -newer /dev/shm/begun \\( -name core -o -name 'core.*' -o \
+                     -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true";
+
+#[test]
+fn who_is_aborted_leaves_no_core_dump() {
+    let ground = Ground::new();
+    ground.run(SITE, []).ok();
+    let value = ground.gossip(0);
+    ground.project.write("site.yaml", WAITS);
+    let running = ground.project.start(["run", "site.yaml"]);
+    let until = Instant::now() + Duration::from_mins(2);
+    while ground.hosts.root(0, "pgrep --full '^sleep 14$'").code != 0 {
+        assert!(Instant::now() < until, "the slow task does not begin");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Allowed to by every limit; and the control, a shell that knows the value, in the same folder.
+    let abort = "touch /dev/shm/begun; sleep 0.1; n=0; for p in /proc/[0-9]*; do case $(readlink $p/exe) in /usr/local/lib/rollcall/agent-*) \
+                 prlimit --core=unlimited --pid ${p#/proc/}; readlink $p/cwd; kill -ABRT ${p#/proc/};; esac; done";
+    let folders = ground.hosts.root(0, abort).ok().out;
+    assert_eq!(folders.lines().count(), 2, "the agent and its worker: {folders}");
+    let controller = running.id();
+    let machine = ["/dev/shm/begun", "$PWD", "$HOME"].join(" ");
+    let mine = format!("touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}");
+    ground.project.shell(&mine).ok();
+    let said = running.wait(Duration::from_mins(1));
+    assert_eq!(said.code, 134, "{}", said.report());
+    std::thread::sleep(Duration::from_secs(2));
+    let dumps = format!("set --; {DUMPS}");
+    assert_eq!(ground.hosts.root(0, &dumps).ok().text(), "", "of the agent");
+    let here = format!("set -- \"$PWD\" \"$HOME\"; {DUMPS}");
+    assert_eq!(ground.project.shell(&here).ok().text(), "", "of the controller");
+
+    let control = |value: &str| format!("ulimit -c unlimited; VALUE='{value}' bash -c 'kill -ABRT $$'");
+    let line = format!("cd '{}' && {}", folders.lines().next().expect("it was counted"), control(&value));
+    ground.hosts.root(0, &line);
+    ground.project.shell(&control(&value));
+    std::thread::sleep(Duration::from_secs(2));
+    // Where the kernel hands dumps to a program, that one keeps those of hosts too.
+    let found = |files: String| {
+        let all: Vec<String> = files.lines().map(str::to_owned).collect();
+        assert!(!all.is_empty(), "the control left no dump that the search finds ({machine})");
+        all
+    };
+    let there = ground.project.shell(&here).ok().out;
+    for file in found(there.clone()) {
+        ground.project.shell(&format!("grep --quiet --fixed-strings '{value}' '{file}'; rm '{file}'"));
+    }
+    found(format!("{}{there}", ground.hosts.root(0, &dumps).ok().out));
+}
+
 #[test]
 fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
     let ground = Ground::new();
