@@ -217,11 +217,15 @@ fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
 }
 
 fn servers_restart_one_by_one(cluster: &Cluster, given: &str) {
+    let stops = |server| {
+        let line = "journalctl --unit consul --quiet | grep --count 'Stopping consul' || true";
+        cluster.hosts.root(server, line).ok().text().parse::<usize>().expect("it is a number")
+    };
+    let before: Vec<usize> = (0..SERVERS).map(stops).collect();
     cluster.configure(&format!("{given}consul_config: {{limits: {{http_max_conns_per_client: 500}}}}\n"));
     cluster.run(&[]).ok();
-    for server in 0..SERVERS {
-        let stops = "journalctl --unit consul --quiet | grep --count 'Stopping consul' || true";
-        assert_eq!(cluster.hosts.root(server, stops).ok().text(), "1");
+    for (server, before) in before.into_iter().enumerate() {
+        assert_eq!(stops(server), before + 1);
         // Before a server stops, it asks with its token whether it leads.
         cluster
             .hosts

@@ -348,7 +348,7 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     // What it knows of the cluster, asked itself.
     let knows = || cluster.request(CLIENT, management, &format!("'{API}/jobs?stale'")).text().contains("\"kept\"");
     start("/etc/nomad.d/tls", "rogue");
-    let refused = "journalctl --unit nomad --quiet | grep --count 'x509: certificate is valid for client.global.nomad'";
+    let refused = "journalctl --unit nomad --quiet | grep --count 'x509: certificate is valid for .*, not server.global.nomad'";
     let until = Instant::now() + Duration::from_mins(1);
     while (0..SERVERS).all(|server| cluster.hosts.root(server, refused).code != 0) {
         let journal = cluster.hosts.root(CLIENT, "journalctl --unit rogue --quiet | tail -20");

@@ -407,9 +407,19 @@ const WAITS: &str = r#"
     - command: sleep 14
 "#;
 
-/// A line for the shell that lists what the kernel, or what it hands dumps to, has left since `$1` was touched.
-const DUMPS: &str = "find / /tmp /run /dev/shm /var/tmp \"$@\" -xdev -type f -newer /dev/shm/begun \\( -name core -o -name 'core.*' -o \
-                     -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true";
+/// A line for the shell that lists the core dumps that are newer than `/dev/shm/begun` below some folders, and where systems
+/// keep those that the kernel hands to a program.
+fn dumps(folders: &str) -> String {
+    format!(
+        "find {folders} \"$(dirname \"$(cat /proc/sys/kernel/core_pattern)\")\" /var/crash /var/lib/systemd/coredump -xdev -type f \
+         -newer /dev/shm/begun \\( -name 'core*' -o -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true"
+    )
+}
+
+/// A line for the shell: a process that may leave a dump, knows the value, and is aborted.
+fn aborted(value: &str) -> String {
+    format!("ulimit -c unlimited; VALUE='{value}' bash -c 'kill -ABRT $$'")
+}
 
 #[test]
 fn who_is_aborted_leaves_no_core_dump() {
@@ -423,39 +433,33 @@ fn who_is_aborted_leaves_no_core_dump() {
         assert!(Instant::now() < until, "the slow task does not begin");
         std::thread::sleep(Duration::from_millis(100));
     }
-    // Allowed to by every limit; and the control, a shell that knows the value, in the same folder.
-    let abort = "touch /dev/shm/begun; sleep 0.1; n=0; for p in /proc/[0-9]*; do case $(readlink $p/exe) in /usr/local/lib/rollcall/agent-*) \
-                 prlimit --core=unlimited --pid ${p#/proc/}; readlink $p/cwd; kill -ABRT ${p#/proc/};; esac; done";
+    // No limit keeps them from it.
+    let abort = "touch /dev/shm/begun; sleep 0.1; for p in /proc/[0-9]*; do case $(readlink $p/exe) in /usr/local/lib/rollcall/agent-*) \
+                 readlink $p/cwd; prlimit --core=unlimited --pid ${p#/proc/}; kill -ABRT ${p#/proc/};; esac; done";
     let folders = ground.hosts.root(0, abort).ok().out;
-    assert_eq!(folders.lines().count(), 2, "the agent and its worker: {folders}");
+    assert_eq!(folders.lines().count(), 2, "the agent, and its worker for another user: {folders}");
     let controller = running.id();
-    let machine = ["/dev/shm/begun", "$PWD", "$HOME"].join(" ");
-    let mine = format!("touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}");
-    ground.project.shell(&mine).ok();
-    let said = running.wait(Duration::from_mins(1));
-    assert_eq!(said.code, 134, "{}", said.report());
+    let abort = format!("touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}");
+    ground.project.shell(&abort).ok();
+    running.wait(Duration::from_mins(1)).ends(134);
     std::thread::sleep(Duration::from_secs(2));
-    let dumps = format!("set --; {DUMPS}");
-    assert_eq!(ground.hosts.root(0, &dumps).ok().text(), "", "of the agent");
-    let here = format!("set -- \"$PWD\" \"$HOME\"; {DUMPS}");
+    let (there, here) = (dumps("/ /tmp /run /dev/shm"), dumps("\"$PWD\" \"$HOME\""));
+    assert_eq!(ground.hosts.root(0, &there).ok().text(), "", "of the agent");
     assert_eq!(ground.project.shell(&here).ok().text(), "", "of the controller");
 
-    let control = |value: &str| format!("ulimit -c unlimited; VALUE='{value}' bash -c 'kill -ABRT $$'");
-    let line = format!("cd '{}' && {}", folders.lines().next().expect("it was counted"), control(&value));
-    ground.hosts.root(0, &line);
-    ground.project.shell(&control(&value));
-    std::thread::sleep(Duration::from_secs(2));
-    // Where the kernel hands dumps to a program, that one keeps those of hosts too.
-    let found = |files: String| {
-        let all: Vec<String> = files.lines().map(str::to_owned).collect();
-        assert!(!all.is_empty(), "the control left no dump that the search finds ({machine})");
-        all
-    };
-    let there = ground.project.shell(&here).ok().out;
-    for file in found(there.clone()) {
-        ground.project.shell(&format!("grep --quiet --fixed-strings '{value}' '{file}'; rm '{file}'"));
+    // The same search finds what others leave in the same places.
+    let folder = folders.lines().next().expect("they were counted");
+    ground.hosts.root(0, &format!("cd '{folder}' && {}", aborted(&value)));
+    let of_hosts = ground.hosts.root(0, &there).ok().out;
+    let by_program = std::fs::read_to_string("/proc/sys/kernel/core_pattern").is_ok_and(|to| to.starts_with('|'));
+    if !by_program {
+        assert_eq!(of_hosts.lines().count(), 1, "{of_hosts}");
+        ground.hosts.root(0, &format!("grep --quiet --fixed-strings '{value}' '{}'", of_hosts.trim())).ok();
     }
-    found(format!("{}{there}", ground.hosts.root(0, &dumps).ok().out));
+    ground.project.shell(&aborted(&value));
+    let left = format!("sleep 2; for file in $({here}); do echo \"$file\"; rm -f \"$file\"; done");
+    let of_machine = ground.project.shell(&left).ok().out;
+    assert!(!of_machine.is_empty(), "the search does not find the control's dump");
 }
 
 #[test]
