@@ -34,10 +34,7 @@ enum Step {
 
 /// `agent exec`.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
-    // What it is told may be secret: no core dump, and nobody but root reads its memory.
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::debug!(%error, "a core dump of this process would hold secrets");
-    }
+    crate::closed();
     let mut input = BufReader::new(io::stdin());
     let Some(first) = Frame::read(&mut input)? else { return Ok(ExitCode::SUCCESS) };
     let ToAgent::Init(init) = first.message()? else { anyhow::bail!("the first message must be Init") };

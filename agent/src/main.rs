@@ -68,6 +68,13 @@ fn main() -> std::process::ExitCode {
     })
 }
 
+/// What this process is told may be secret: no core dump, and nobody but root reads its memory.
+pub(crate) fn closed() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::debug!(%error, "a core dump of this process would hold secrets");
+    }
+}
+
 #[expect(clippy::print_stderr, reason = "the one place where the program's own failure is told")]
 fn eprint_chain(error: &anyhow::Error) {
     eprintln!("agent: {}", redact::text(&format!("{error:#}")));

@@ -110,6 +110,8 @@ pub(crate) fn run(user: &str) -> anyhow::Result<ExitCode> {
     nix::unistd::initgroups(&std::ffi::CString::new(user)?, gid).context("cannot set the groups")?;
     nix::unistd::setgid(gid).context("cannot set the group")?;
     nix::unistd::setuid(nix::unistd::Uid::from_raw(uid)).context("cannot set the user")?;
+    // Not before: becoming a user opens it again where the system is set so.
+    crate::closed();
     // As after a login; where the last user could go this one may not.
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/".into());
     std::env::set_current_dir(home).or_else(|_| std::env::set_current_dir("/")).context("cannot change to /")?;

@@ -90,12 +90,17 @@ impl Diagnostic {
         self
     }
 
-    /// Adds the nearest known name as the hint, or the list of all where none is near.
-    pub fn nearest<'a>(self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        match suggest(name, known) {
+    /// Adds what would be right, where that is known.
+    pub fn hint_if(self, hint: Option<impl Into<String>>) -> Self {
+        match hint {
             Some(hint) => self.hint(hint),
             None => self,
         }
+    }
+
+    /// Adds the nearest known name as the hint, or the list of all where none is near.
+    pub fn nearest<'a>(self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        self.hint_if(suggest(name, known))
     }
 
     /// Adds a further place.

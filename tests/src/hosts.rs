@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::{Host, Lab, setting};
 
 /// How long a test waits for hosts that others have.
-const PATIENCE: Duration = Duration::from_mins(10);
+const PATIENCE: Duration = Duration::from_mins(20);
 
 /// Hosts that one test has for itself, as empty as after their first boot. Given back when dropped.
 #[derive(Debug)]

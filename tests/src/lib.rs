@@ -6,6 +6,7 @@
 
 mod hosts;
 mod lab;
+mod leaves;
 pub mod markdown;
 mod operated;
 mod project;
@@ -15,6 +16,7 @@ pub mod servers;
 
 pub use hosts::Borrowed;
 pub use lab::{Host, Lab, OwnLab, Status};
+pub use leaves::Aged;
 pub use operated::{Operated, kill_after, say};
 pub use project::Project;
 pub use said::{Running, Said, run};

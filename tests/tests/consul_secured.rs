@@ -1,13 +1,16 @@
 //! The role consul with ACLs on real hosts, secrets in the project's store: one run from bare hosts to agents that have their
-//! tokens, nothing to do in the next, a running cluster led over, and what is put back when somebody takes it away.
+//! tokens, nothing to do in the next, a running cluster led over under writers, what is put back when somebody takes it away or the
+//! store is lost, and a server that nobody asked for.
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use std::time::{Duration, Instant};
+
+use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
 const CLIENT: usize = SERVERS;
 
-/// Three servers and a client, and their project.
+/// Servers, three of them if nothing else is said, and a client, and their project.
 struct Cluster {
     hosts: Borrowed,
     project: Project,
@@ -15,9 +18,13 @@ struct Cluster {
 
 impl Cluster {
     fn plan(more: &str) -> Self {
+        Self::of(SERVERS, more)
+    }
+
+    fn of(servers: usize, more: &str) -> Self {
         let lab = Lab::shared();
-        let hosts = lab.borrow(SERVERS + 1, "");
-        let inventory = hosts.inventory(&[("consul_servers", SERVERS), ("consul_clients", 1)]);
+        let hosts = lab.borrow(servers + 1, "");
+        let inventory = hosts.inventory(&[("consul_servers", servers), ("consul_clients", 1)]);
         let project = Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory);
         let settings = project.settings();
         // Where the secrets are: in a file beside the project, encrypted to a key that is made with the first of them.
@@ -59,6 +66,13 @@ impl Cluster {
         self.hosts.read(0, "/run/management").trim().to_owned()
     }
 
+    /// Since when Consul runs on each host: the same text, the same process.
+    #[track_caller]
+    fn running_since(&self) -> Vec<String> {
+        let line = "systemctl show --property ExecMainStartTimestampMonotonic --value consul";
+        (0..=SERVERS).map(|host| self.hosts.root(host, line).ok().out).collect()
+    }
+
     /// A request to an agent with a token.
     #[track_caller]
     fn request(&self, host: usize, token: &str, more: &str) -> Said {
@@ -71,7 +85,7 @@ const API: &str = "http://127.0.0.1:8500/v1";
 
 #[test]
 fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
-    let cluster = Cluster::plan("consul_acl: true\n");
+    let cluster = Cluster::plan("consul_acl: true\nconsul_encrypt: true\n");
     // A check of bare hosts makes no secret.
     let checked = cluster.run(&["--check", "--diff"]).ok();
     assert!(checked.counted("may_change") > 0, "{}", checked.report());
@@ -107,21 +121,88 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
     assert_eq!(search(&own), "/var/lib/consul/acl-tokens.json\n", "the control, which must be found");
 
     whoever_takes_something_away(&cluster, &management);
-    servers_restart_one_by_one(&cluster, "consul_acl: true\n");
+    a_client_needs_some_server_and_not_the_first(&cluster, &management);
+    a_store_is_lost_for_good(&cluster, &management);
+    servers_restart_one_by_one(&cluster, "consul_acl: true\nconsul_encrypt: true\n");
+}
+
+/// The store's file is gone, without a backup; what the cluster knows is enough.
+fn a_store_is_lost_for_good(cluster: &Cluster, management: &str) {
+    let made = ["token", "create", "keeper", "--product", "consul", "--management"];
+    let keeper = cluster.project.controller(made).ok().text().to_owned();
+    let (running, accessors) = (cluster.running_since(), accessors(cluster, &keeper));
+    let store = "store=$(find ~ -name '*.age'); test -n \"$store\"";
+    cluster.project.shell(&format!("{store} && rm \"$store\" ~/.config/rollcall/identity.txt")).ok();
+    // It is not taken for a new one, beside which secrets would be made that the cluster does not know.
+    cluster.run(&[]).ends(3).says("it is gone").says("to begin anew with new secrets, remove");
+    cluster.project.shell("rm ~/.local/state/rollcall/stores/*.json").ok();
+    let keys = cluster.request(0, &keeper, &format!("{API}/operator/keyring")).ok().json();
+    let gossip = keys[0]["Keys"].as_object().and_then(|keys| keys.keys().next()).expect("it has a key").clone();
+    for (name, value) in [("consul/gossip", gossip.as_str()), ("consul/management", &keeper)] {
+        cluster.project.write("value", value);
+        cluster.project.shell(&format!("'{}' secret put {name} --force < value", controller())).ok();
+    }
+    let mended = cluster.run(&[]).ok().never_says(&keeper).never_says(&gossip);
+    assert!(mended.counted("changed") > 0, "{}", mended.report());
+    assert_eq!(cluster.running_since(), running, "nothing restarts");
+    // Each node's token has another secret under the same accessor, the mark is there, and nothing was bootstrapped again.
+    assert_eq!(self::accessors(cluster, &keeper), accessors);
+    cluster.project.controller(["secret", "get", "consul/formed"]).ok();
+    cluster.request(0, management, &format!("{API}/acl/token/self")).ok();
+    cluster.is_silent();
+    let members = cluster.request(0, &keeper, &format!("{API}/agent/members")).ok().json();
+    let alive = members.as_array().into_iter().flatten().filter(|member| member["Status"] == 1).count();
+    assert_eq!(alive, SERVERS + 1, "{members}");
+}
+
+/// The accessors of all tokens.
+#[track_caller]
+fn accessors(cluster: &Cluster, management: &str) -> Vec<String> {
+    let tokens = cluster.request(0, management, &format!("{API}/acl/tokens")).ok().json();
+    let all = tokens.as_array().into_iter().flatten();
+    let mut accessors: Vec<String> = all.map(|token| token["AccessorID"].to_string()).collect();
+    accessors.sort();
+    accessors
+}
+
+fn controller() -> String {
+    rollcall_tests::program("controller").display().to_string()
+}
+
+/// Takes the client's token away, on a server.
+fn delete_clients_token(cluster: &Cluster, management: &str, server: usize) {
+    let tokens = cluster.request(server, management, &format!("{API}/acl/tokens")).ok().json();
+    let description = format!("Made by Rollcall: agent {}", cluster.hosts.name(CLIENT));
+    let mut all = tokens.as_array().into_iter().flatten();
+    let token = all.find(|token| token["Description"] == description.as_str()).expect("the client has a token");
+    let accessor = token["AccessorID"].as_str().expect("with an accessor");
+    cluster.request(server, management, &format!("--request DELETE {API}/acl/token/{accessor}")).ok();
+}
+
+fn a_client_needs_some_server_and_not_the_first(cluster: &Cluster, management: &str) {
+    cluster.hosts.root(0, "systemctl stop consul").ok();
+    let until = Instant::now() + Duration::from_mins(1);
+    while !cluster.hosts.root(CLIENT, &format!("curl --silent {API}/status/leader")).out.contains(":8300") {
+        assert!(Instant::now() < until, "nobody leads");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    delete_clients_token(cluster, management, 1);
+    let mended = cluster.run(&["--limit", cluster.hosts.name(CLIENT)]).ok();
+    assert_eq!(mended.counted("changed"), 1, "{}", mended.report());
+    cluster.hosts.root(0, "systemctl start consul").ok();
+    let health = format!("{API}/operator/autopilot/health");
+    let until = Instant::now() + Duration::from_mins(1);
+    while !cluster.request(1, management, &health).out.contains("\"FailureTolerance\":1") {
+        assert!(Instant::now() < until, "the server does not come back");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    cluster.is_silent();
 }
 
 fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
     // The client's token and its policy; then what its agent wrote down.
-    let tokens = cluster.request(0, management, &format!("{API}/acl/tokens")).ok().json();
+    delete_clients_token(cluster, management, 0);
     let name = cluster.hosts.name(CLIENT);
-    let of_client = tokens
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|token| token["Description"] == format!("Made by Rollcall: agent {name}"));
-    let accessor =
-        of_client.expect("the client has a token")["AccessorID"].as_str().expect("with an accessor").to_owned();
-    cluster.request(0, management, &format!("--request DELETE {API}/acl/token/{accessor}")).ok();
     let policies = cluster.request(0, management, &format!("{API}/acl/policies")).ok().json();
     let policy = policies.as_array().into_iter().flatten().find(|p| p["Name"] == format!("rollcall-node-{name}"));
     let policy = policy.expect("the client has a policy")["ID"].as_str().expect("with an id").to_owned();
@@ -136,11 +217,15 @@ fn whoever_takes_something_away(cluster: &Cluster, management: &str) {
 }
 
 fn servers_restart_one_by_one(cluster: &Cluster, given: &str) {
+    let stops = |server| {
+        let line = "journalctl --unit consul --quiet | grep --count 'Stopping consul' || true";
+        cluster.hosts.root(server, line).ok().text().parse::<usize>().expect("it is a number")
+    };
+    let before: Vec<usize> = (0..SERVERS).map(stops).collect();
     cluster.configure(&format!("{given}consul_config: {{limits: {{http_max_conns_per_client: 500}}}}\n"));
     cluster.run(&[]).ok();
-    for server in 0..SERVERS {
-        let stops = "journalctl --unit consul --quiet | grep --count 'Stopping consul' || true";
-        assert_eq!(cluster.hosts.root(server, stops).ok().text(), "1");
+    for (server, before) in before.into_iter().enumerate() {
+        assert_eq!(stops(server), before + 1);
         // Before a server stops, it asks with its token whether it leads.
         cluster
             .hosts
@@ -169,17 +254,180 @@ fn certificates_gossip_and_tokens_go_together() {
     cluster.hosts.root(CLIENT, &format!("curl --silent --max-time 5 http://{address}:8500/v1/status/leader")).ends(7);
     servers_restart_one_by_one(&cluster, &settings);
     cluster.hosts.root(CLIENT, &format!("curl --silent --fail {}", https("agent/self"))).ends(22);
+    no_client_becomes_a_server(&cluster, &management);
+}
+
+/// A client's host, with its certificate and, which no client lacks, the gossip key, says that it is a server.
+fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
+    cluster.request(0, management, &format!("--request PUT --data secret {API}/kv/secret")).ok();
+    cluster.hosts.root(CLIENT, "systemctl stop consul").ok();
+    let text = cluster.hosts.read(CLIENT, "/etc/consul.d/consul.json");
+    let mut config: Value = serde_json::from_str(&text).expect("it is JSON");
+    let address = cluster.hosts.host(CLIENT).address.clone();
+    for (key, value) in [
+        ("server", Value::from(true)),
+        ("node_name", "rogue".into()),
+        ("data_dir", "/run/rogue/data".into()),
+        ("addresses", serde_json::json!({"http": "127.0.0.1", "https": "127.0.0.1", "grpc": "127.0.0.1"})),
+    ] {
+        config[key] = value;
+    }
+    cluster.hosts.root(CLIENT, "mkdir -p /run/rogue/conf && cp /etc/consul.d/gossip.json /run/rogue/conf").ok();
+    // Whatever it asks of others, it asks nothing of them.
+    config["tls"]["internal_rpc"]["verify_server_hostname"] = false.into();
+    let start = |tls: &str, unit: &str| {
+        let mut config = config.clone();
+        for (key, file) in [("ca_file", "ca.pem"), ("cert_file", "cert.pem"), ("key_file", "key.pem")] {
+            config["tls"]["internal_rpc"][key] = format!("{tls}/{file}").into();
+        }
+        let line = format!(
+            "cat > /run/rogue/conf/consul.json <<'EOT'\n{config}\nEOT\n\
+             systemd-run --quiet --collect --unit {unit} consul agent -config-dir /run/rogue/conf"
+        );
+        cluster.hosts.root(CLIENT, &line).ok();
+    };
+    let rogue = |path: &str| cluster.hosts.root(CLIENT, &format!("curl --silent --fail '{API}/{path}'"));
+    let voters = || {
+        let raft = cluster.request(0, management, &format!("{API}/operator/raft/configuration")).ok().json();
+        let all: Vec<String> = raft["Servers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|server| server["Voter"] == true)
+            .map(|server| server["Address"].to_string())
+            .collect();
+        (all.len(), all.iter().any(|server| server.contains(&format!("{address}:"))))
+    };
+    let stored = format!("'{API}/kv/secret?stale&raw' --header 'X-Consul-Token: {management}'");
+    let data = || cluster.hosts.root(CLIENT, &format!("curl --silent {stored}")).out == "secret";
+    start("/etc/consul.d/tls", "rogue");
+    // The servers see it, for it has the gossip key, and refuse to talk to it as to one of them.
+    let refused = format!("journalctl --unit consul --quiet | grep '{address}:8300' | grep --count 'x509: certificate is valid for'");
+    let until = Instant::now() + Duration::from_mins(1);
+    while (0..SERVERS).all(|server| cluster.hosts.root(server, &refused).code != 0) {
+        assert!(Instant::now() < until, "nobody refuses it");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(voters(), (SERVERS, false), "it has no voice");
+    assert_eq!(rogue("status/leader").text(), "\"\"", "it follows nobody");
+    assert!(!data(), "it has none of the data");
+    cluster.request(1, management, &format!("'{API}/kv/secret?raw'")).ok().says("secret");
+    cluster.hosts.root(CLIENT, "systemctl stop rogue; rm -rf /run/rogue/data").ok();
+
+    // With a server's certificate, the same agent is taken for one at once: it is the certificate that kept it out.
+    for file in ["ca.pem", "cert.pem", "key.pem"] {
+        let text = cluster.hosts.read(0, &format!("/etc/consul.d/tls/{file}"));
+        cluster.hosts.root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT")).ok();
+    }
+    start("/run/rogue/tls", "control");
+    let until = Instant::now() + Duration::from_mins(2);
+    while voters() != (SERVERS + 1, true) || !data() {
+        let journal = cluster.hosts.root(CLIENT, "journalctl --unit control --quiet | tail -20");
+        assert!(Instant::now() < until, "the control does not get in: {}", journal.report());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 #[test]
 fn a_running_cluster_is_led_over() {
-    let cluster = Cluster::plan("");
+    const ALONE: usize = 1;
+    let cluster = Cluster::of(ALONE, "");
     cluster.run(&[]).ok();
-    cluster.hosts.root(CLIENT, &format!("curl --silent --fail --request PUT --data kept {API}/kv/kept")).ok();
+    cluster.hosts.root(ALONE, &format!("curl --silent --fail --request PUT --data kept {API}/kv/kept")).ok();
     cluster.configure("consul_acl: true\n");
     cluster.run(&[]).ok();
     cluster.is_silent();
     let management = cluster.management();
-    assert_eq!(cluster.request(CLIENT, &management, &format!("'{API}/kv/kept?raw'")).ok().out, "kept");
-    cluster.hosts.root(CLIENT, &format!("curl --silent {API}/kv/kept?raw")).ok().says("Permission denied");
+    assert_eq!(cluster.request(ALONE, &management, &format!("'{API}/kv/kept?raw'")).ok().out, "kept");
+    cluster.hosts.root(ALONE, &format!("curl --silent {API}/kv/kept?raw")).ok().says("Permission denied");
+}
+
+/// Programs that write on the client, ten times a second each: one to the servers, one to the agent beside it. Who refuses a
+/// connection, or sends the writer elsewhere, has not got the write, and the next one is asked.
+struct Writers<'a> {
+    cluster: &'a Cluster,
+    name: &'static str,
+    running: Vec<Running>,
+    elections: usize,
+}
+
+impl<'a> Writers<'a> {
+    #[track_caller]
+    fn start(cluster: &'a Cluster, name: &'static str, token: &str) -> Self {
+        let servers: Vec<&str> = (0..SERVERS).map(|server| cluster.hosts.host(server).address.as_str()).collect();
+        let writer = |kind: &str, addresses: &str| {
+            let script = format!(
+                "mkdir -p /run/{name}; cd /run/{name}; set -- {addresses}; n=0; while [ ! -e stop ]; do n=$((n+1)); \
+                 while :; do code=$(curl --silent --max-time 20 --output {kind}.body --write-out '%{{http_code}}' --header 'X-Consul-Token: {token}' \
+                 --request PUT --data $n http://$1:8500/v1/kv/{name}/{kind}/$n); end=$?; \
+                 [ $end = 7 ] || {{ [ $code = 429 ] && grep -q 'different server' {kind}.body; }} || break; \
+                 [ ! -e stop ] || break; first=$1; shift; set -- \"$@\" $first; sleep 0.01; done; \
+                 echo \"$n $code $end $1 $(head -c 200 {kind}.body)\" >> {kind}; sleep 0.1; done"
+            );
+            Running::start(&mut cluster.hosts.lab.command(["exec", "--direct", cluster.hosts.name(CLIENT), "--", &script]))
+        };
+        let running = vec![writer("servers", &servers.join(" ")), writer("agent", "127.0.0.1")];
+        std::thread::sleep(Duration::from_secs(1));
+        Self { cluster, name, running, elections: elections(cluster) }
+    }
+
+    /// None was refused for want of a right, no more failed than there were elections, and what was acknowledged is there.
+    #[track_caller]
+    fn end(self, token: &str) {
+        let Self { cluster, name, running, elections } = self;
+        let elections = self::elections(cluster) - elections;
+        cluster.hosts.root(CLIENT, &format!("sleep 1; touch /run/{name}/stop")).ok();
+        for writer in running {
+            writer.wait(Duration::from_mins(10)).ok();
+        }
+        for (kind, spared) in [("servers", 0), ("agent", 1)] {
+            let writes = cluster.hosts.read(CLIENT, &format!("/run/{name}/{kind}"));
+            let (done, failed): (Vec<&str>, Vec<&str>) =
+                writes.lines().partition(|line| line.split(' ').nth(1) == Some("200"));
+            assert!(done.len() > 50, "{writes}");
+            assert!(!failed.iter().any(|line| line.contains(" 403 ")), "{name}, {kind}:\n{}", failed.join("\n"));
+            assert!(failed.len() <= elections + spared, "{name}, {kind}: {elections} elections:\n{}", failed.join("\n"));
+            let keys = cluster.request(CLIENT, token, &format!("'{API}/kv/{name}/{kind}/?keys'")).ok().json();
+            let keys: Vec<&str> = keys.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            for line in done {
+                let key = format!("{name}/{kind}/{}", line.split(' ').next().unwrap_or_default());
+                assert!(keys.contains(&key.as_str()), "{key} was acknowledged, and is lost");
+            }
+        }
+    }
+}
+
+fn elections(cluster: &Cluster) -> usize {
+    let count = |server| {
+        let line = "journalctl --unit consul --quiet | grep --count 'election won' || true";
+        cluster.hosts.root(server, line).ok().text().parse::<usize>().expect("it is a number")
+    };
+    (0..SERVERS).map(count).sum()
+}
+
+#[test]
+fn a_running_cluster_is_led_over_in_two_steps_and_its_writers_lose_nothing() {
+    let open = "consul_client_addr: 0.0.0.0\n";
+    let cluster = Cluster::plan(open);
+    cluster.run(&[]).ok();
+
+    let writers = Writers::start(&cluster, "first", "");
+    cluster.configure(&format!("{open}consul_acl: true\nconsul_acl_default_policy: allow\n"));
+    cluster.run(&[]).ok();
+    writers.end("");
+    cluster.is_silent();
+    // Nobody needs a token yet, and everybody can have one.
+    let made = ["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"];
+    let token = cluster.project.controller(made).ok().text().to_owned();
+
+    let writers = Writers::start(&cluster, "second", &token);
+    cluster.configure(&format!("{open}consul_acl: true\n"));
+    cluster.run(&[]).ok();
+    writers.end(&token);
+    cluster.is_silent();
+    for host in 0..=CLIENT {
+        let write = format!("curl --silent --request PUT --data x '{API}/kv/third'");
+        cluster.hosts.root(host, &write).ok().says("Permission denied");
+    }
 }

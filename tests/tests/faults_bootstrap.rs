@@ -5,9 +5,9 @@
 //! `ROLLCALL_TEST_KILLS` says how many rounds there are beside the first ones (`make test-faults`: 100), `ROLLCALL_TEST_SEED`
 //! repeats those of a run that failed; the seed is printed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Lab, Project, Random, counted, number, seed};
+use rollcall_tests::{Borrowed, Lab, Project, Random, counted, number, say, seed};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -163,14 +163,7 @@ fn round(
     if fault == Fault::Nothing && (first.code != 0 || !fits) {
         return Err(format!("one of all callers bootstraps\n{}", first.report()));
     }
-    // The agent of a killed controller finishes its task in flight before it lets go of the host.
-    let until = Instant::now() + Duration::from_mins(2);
-    let second = loop {
-        let said = project.controller(["run", "bootstrap.yaml", "--json", "-e", &given]);
-        if said.code != 7 || Instant::now() > until {
-            break said;
-        }
-    };
+    let second = say(project, &["run", "bootstrap.yaml", "--json", "-e", &given]);
     if second.code != 0 {
         return Err(format!("the second run failed\n{}\nafter\n{}", second.report(), first.report()));
     }

@@ -5,9 +5,9 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Host, Lab, Project, Random, Said, counted, number, seed};
+use rollcall_tests::{Borrowed, Host, Lab, Project, Random, Said, counted, number, say, seed};
 
 const LIMIT: Duration = Duration::from_mins(2);
 /// Hosts at work at once.
@@ -154,14 +154,7 @@ fn kill_once(lab: &Lab, host: &Host, project: &Project, kill: &Kill, expected: &
     if victim == Victim::Host {
         lab.lab(["start", &host.name]).ok();
     }
-    // The agent of a killed controller finishes its task in flight before it lets go of the host.
-    let until = Instant::now() + Duration::from_secs(20);
-    let repair = loop {
-        let said = project.controller(["run", "site.yaml"]);
-        if said.code != 7 || Instant::now() > until {
-            break said;
-        }
-    };
+    let repair = say(project, &["run", "site.yaml"]);
     if repair.code != 0 {
         return Err(format!("the second run failed\n{}\nafter\n{}", repair.report(), killed.report()));
     }

@@ -66,6 +66,13 @@ impl Cluster {
         self.hosts.root(host, &format!("curl --silent --fail http://127.0.0.1:4646{path}")).ok().json()
     }
 
+    /// What Nomad says of its servers, which it looks at every two seconds.
+    #[track_caller]
+    fn health(&self) -> Value {
+        let line = "curl --silent --fail --retry 10 --retry-delay 1 --retry-all-errors http://127.0.0.1:4646/v1/operator/autopilot/health";
+        self.hosts.root(0, line).ok().json()
+    }
+
     /// Seconds since 1970 of a pattern in the unit's journal.
     #[track_caller]
     fn journal(&self, host: usize, pattern: &str) -> Vec<f64> {
@@ -101,7 +108,7 @@ fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
     }
     cluster.run([]).ok();
 
-    let health = cluster.get(0, "/v1/operator/autopilot/health");
+    let health = cluster.health();
     assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
     let nodes = cluster.get(0, "/v1/nodes");
     assert_eq!(nodes.as_array().map(Vec::len), Some(1), "servers run nothing: {nodes}");

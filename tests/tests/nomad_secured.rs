@@ -2,7 +2,11 @@
 //! hosts to a secured cluster, nothing to do in the next, what is put back when somebody takes it away, changes that go through it
 //! one by one, and a running cluster that is not led over by halves.
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use std::time::{Duration, Instant};
+
+use rollcall_engine::pki::Holder;
+use rollcall_engine::secrets::grants::Product;
+use rollcall_tests::{Aged, Borrowed, Lab, Project, Said};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -100,6 +104,21 @@ impl Cluster {
         leaders[0]["Node"].as_str().expect("it has a name").trim_end_matches(".global").to_owned()
     }
 
+    /// All servers are healthy, and the client is ready, within a minute.
+    #[track_caller]
+    fn is_whole(&self, token: &str) {
+        let begun = Instant::now();
+        loop {
+            let health = self.request(0, token, &format!("{API}/operator/autopilot/health")).text().to_owned();
+            let nodes = self.request(0, token, &format!("{API}/nodes")).text().to_owned();
+            if health.contains("\"FailureTolerance\":1") && nodes.contains("\"Status\":\"ready\"") {
+                break;
+            }
+            assert!(begun.elapsed().as_secs() < 60, "{health} {nodes}");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
     #[track_caller]
     fn all(&self, line: &str) -> Vec<String> {
         (0..ALL).map(|host| self.hosts.root(host, line).ok().text().to_owned()).collect()
@@ -133,6 +152,7 @@ fn one_run_leads_from_bare_hosts_to_a_secured_cluster() {
     whoever_takes_something_away(&cluster, &management, &own);
     a_change_goes_through_one_by_one(&cluster, &settings, &management);
     what_ends_soon_is_renewed(&cluster, &management);
+    no_client_becomes_a_server(&cluster, &management);
 }
 
 fn nobody_learns_anything_without(cluster: &Cluster, management: &str, own: &str) {
@@ -171,9 +191,6 @@ fn nobody_learns_anything_without(cluster: &Cluster, management: &str, own: &str
     let plain = format!("exec 3<> /dev/tcp/{address}/4647; printf '\\001' >&3; timeout 5 cat <&3");
     cluster.hosts.root(CLIENT, &format!("bash -c \"{plain}\"")).ok();
     cluster.hosts.root(0, "journalctl --unit nomad | grep 'non-TLS connection attempted'").ok();
-    // A client's agent that says it is a server is not taken for one: it does not get into Raft.
-    let raft = cluster.request(0, management, &format!("{API}/operator/raft/configuration")).ok().json();
-    assert_eq!(raft["Servers"].as_array().map(Vec::len), Some(SERVERS), "{raft}");
     cluster.hosts.root(0, "test -s /var/lib/nomad/server/serf.keyring").ok();
 
     // Where the tokens are: in no file of any host; and the search finds what is there.
@@ -253,34 +270,109 @@ fn a_change_goes_through_one_by_one(cluster: &Cluster, settings: &str, managemen
     cluster.is_silent();
 }
 
+/// All agents have a certificate with little life left; then one that has ended, by which none of them talks to another.
 fn what_ends_soon_is_renewed(cluster: &Cluster, management: &str) {
     let served = "openssl s_client -connect 127.0.0.1:4646 < /dev/null 2> /dev/null | openssl x509 -noout -serial";
-    let (before, old) = (cluster.all(PROCESS), cluster.all(served));
-    // Of a long life little is left: it is asked for that much.
-    cluster.all("rm /etc/nomad.d/tls/cert.pem");
-    let renewed = cluster.run(&[]).ok();
-    assert_eq!(
-        renewed.counted("changed"),
-        2 * ALL as u64,
-        "the certificate and the reload, each: {}",
-        renewed.report()
-    );
-    assert_eq!(cluster.all(PROCESS), before, "nothing restarts");
-    let new = cluster.all(served);
-    assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
-    assert_eq!(new, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"));
-    // All of them go on talking: a client's heartbeat and the servers among themselves.
-    let begun = std::time::Instant::now();
-    loop {
-        let health = cluster.request(0, management, &format!("{API}/operator/autopilot/health")).text().to_owned();
-        let nodes = cluster.request(0, management, &format!("{API}/nodes")).text().to_owned();
-        if health.contains("\"FailureTolerance\":1") && nodes.contains("\"Status\":\"ready\"") {
-            break;
+    let task = "pgrep --oldest --full '/bin/sleep 100000'";
+    let (before, kept) = (cluster.all(PROCESS), cluster.hosts.root(CLIENT, task).ok().out);
+    for (sign, why) in [(Aged::ends_soon as fn(&Project, &Holder<'_>) -> Aged, "it ends on"), (Aged::ended, "it ended on")] {
+        for host in 0..ALL {
+            let server = host < SERVERS;
+            let holder = Holder {
+                product: Product::Nomad,
+                server,
+                client: !server,
+                place: "global",
+                domain: if server { "consul" } else { "" },
+                node: cluster.hosts.name(host),
+                address: &cluster.hosts.host(host).address,
+            };
+            let aged = sign(&cluster.project, &holder).install("/etc/nomad.d/tls");
+            cluster.hosts.root(host, &format!("{aged}systemctl reload nomad")).ok();
         }
-        assert!(begun.elapsed().as_secs() < 60, "{health} {nodes}");
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(3));
+        let old = cluster.all(served);
+        assert_eq!(old, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"), "they use it");
+        let renewed = cluster.run(&[]).ok().says(why);
+        // The certificate and the reload, on each. While nobody leads, what is to be done there waits.
+        assert_eq!(renewed.counted("changed"), 2 * ALL as u64, "{}", renewed.report());
+        let new = cluster.all(served);
+        assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
+        assert_eq!(new, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"));
+        cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -checkend 20000000");
+        cluster.is_whole(management);
+        assert_eq!(cluster.all(PROCESS), before, "nothing restarts");
+        assert_eq!(cluster.hosts.root(CLIENT, task).ok().out, kept, "and no task ends");
     }
     cluster.is_silent();
+}
+
+/// A client's host, with its certificate and the servers' gossip key, says that it is a server.
+fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
+    cluster.hosts.root(CLIENT, "systemctl stop nomad").ok();
+    let config: Value =
+        serde_json::from_str(&cluster.hosts.read(CLIENT, "/etc/nomad.d/nomad.json")).expect("it is JSON");
+    let gossip: Value =
+        serde_json::from_str(&cluster.hosts.read(0, "/etc/nomad.d/gossip.json")).expect("it is JSON");
+    let start = |tls: &str, unit: &str| {
+        let mut config = config.clone();
+        let map = config.as_object_mut().expect("it is a mapping");
+        let join = map["client"]["server_join"].clone();
+        map.retain(|key, _| !["client", "plugin"].contains(&key.as_str()));
+        config["server"] = serde_json::json!({"enabled": true, "server_join": join, "encrypt": gossip["server"]["encrypt"]});
+        config["name"] = "rogue".into();
+        config["data_dir"] = "/run/rogue/data".into();
+        for (key, file) in [("ca_file", "ca.pem"), ("cert_file", "cert.pem"), ("key_file", "key.pem")] {
+            config["tls"][key] = format!("{tls}/{file}").into();
+        }
+        // Whatever it asks of others, it asks nothing of them.
+        config["tls"]["verify_server_hostname"] = false.into();
+        let line = format!(
+            "mkdir -p /run/rogue; cat > /run/rogue/nomad.json <<'EOT'\n{config}\nEOT\n\
+             systemd-run --quiet --collect --unit {unit} nomad agent -config /run/rogue/nomad.json"
+        );
+        cluster.hosts.root(CLIENT, &line).ok();
+    };
+    let address = cluster.hosts.host(CLIENT).address.clone();
+    let voters = || {
+        let raft = cluster.request(0, management, &format!("{API}/operator/raft/configuration")).ok().json();
+        let all: Vec<String> = raft["Servers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|server| server["Voter"] == true)
+            .map(|server| server["Address"].to_string())
+            .collect();
+        (all.len(), all.iter().any(|server| server.contains(&format!("{address}:"))))
+    };
+    // What it knows of the cluster, asked itself.
+    let knows = || cluster.request(CLIENT, management, &format!("'{API}/jobs?stale'")).text().contains("\"kept\"");
+    start("/etc/nomad.d/tls", "rogue");
+    let refused = "journalctl --unit nomad --quiet | grep --count 'x509: certificate is valid for .*, not server.global.nomad'";
+    let until = Instant::now() + Duration::from_mins(1);
+    while (0..SERVERS).all(|server| cluster.hosts.root(server, refused).code != 0) {
+        let journal = cluster.hosts.root(CLIENT, "journalctl --unit rogue --quiet | tail -20");
+        assert!(Instant::now() < until, "nobody refuses it: {}", journal.report());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!(voters(), (SERVERS, false), "it has no voice");
+    assert!(!knows(), "it has none of the data");
+    cluster.request(1, management, &format!("{API}/jobs")).ok().says("\"kept\"");
+    cluster.hosts.root(CLIENT, "systemctl stop rogue; rm -rf /run/rogue/data").ok();
+
+    // With a server's certificate, the same agent is taken for one at once: it is the certificate that kept it out.
+    for file in ["ca.pem", "cert.pem", "key.pem"] {
+        let text = cluster.hosts.read(0, &format!("/etc/nomad.d/tls/{file}"));
+        cluster.hosts.root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT")).ok();
+    }
+    start("/run/rogue/tls", "control");
+    let until = Instant::now() + Duration::from_mins(2);
+    while voters() != (SERVERS + 1, true) || !knows() {
+        let journal = cluster.hosts.root(CLIENT, "journalctl --unit control --quiet | tail -20");
+        assert!(Instant::now() < until, "the control does not get in: {}", journal.report());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 #[test]

@@ -114,6 +114,66 @@ fn a_store_that_is_destroyed_leaves_room_for_a_new_one() {
     assert_eq!(ground.shell("\"$controller\" secret list").ok().out, "app/c\n");
 }
 
+/// The mode's file of identities with two keys in it, one after the other, and a copy of the store from before each step.
+#[test]
+fn a_lost_or_a_leaked_key_is_replaced() {
+    let ground = Ground::new();
+    // A key in a safe, made by the store of another project.
+    let safe = "mkdir safe; cp rollcall.yaml safe; mkdir safe/disk; cd safe; echo value-0 | \"$controller\" secret put app/x; cd ..
+        sed -n 's/.*public key: *//p' safe/identity.txt";
+    let public = ground.shell(safe).ok().text().lines().last().unwrap_or_default().to_owned();
+    assert!(public.starts_with("age1"), "{public}");
+    let with = |more: &str| {
+        let settings =
+            format!("cluster: kraken\nstore: {{type: file, path: disk/kraken.age, identity: identity.txt{more}}}\n");
+        std::fs::write(ground.dir.path().join("rollcall.yaml"), settings).expect("it can be written");
+    };
+    with(&format!(", recipients: [{public}]"));
+    ground.shell("echo value-1 | \"$controller\" secret put app/a").ok();
+    let get = "\"$controller\" secret get app/a";
+
+    // Lost: another one of the recipients opens it, and what is written then is for that key.
+    ground.shell(&format!("rm identity.txt; {get}")).ends(1).says("identity.txt");
+    with("");
+    ground.shell(&format!("cp safe/identity.txt identity.txt; [ \"$({get})\" = value-1 ]; \"$controller\" secret probe")).ok();
+    ground.shell(&format!("[ \"$({get})\" = value-1 ]")).ok();
+
+    // Leaked: a second key beside it, a change, without the first, a change. What the first one opened before, it opens no more.
+    let second = "mkdir second; cp rollcall.yaml second; mkdir second/disk; cd second; echo value-0 | \"$controller\" secret put app/x; cd ..
+        cp identity.txt leaked.txt; cat second/identity.txt >> identity.txt; \"$controller\" secret probe
+        cp second/identity.txt identity.txt";
+    ground.shell(second).ok();
+    ground.shell(&format!("[ \"$({get})\" = value-1 ]; cp disk/kraken.age between.age; \"$controller\" secret probe")).ok();
+    let stolen = |file: &str| {
+        let line = format!(
+            "rm -rf thief; mkdir -p thief/disk; cp leaked.txt thief/identity.txt; chmod 600 thief/identity.txt
+             cp {file} thief/disk/kraken.age; cp rollcall.yaml thief; cd thief; HOME=$PWD {get}"
+        );
+        ground.shell(&line)
+    };
+    stolen("disk/kraken.age").ends(1).says("none of");
+    assert_eq!(stolen("between.age").ok().text(), "value-1", "a copy from before stays readable");
+    assert_eq!(ground.shell(get).ok().text(), "value-1");
+}
+
+/// The file is put back from an older copy, or is gone.
+#[test]
+fn an_old_copy_of_the_file_is_refused_until_it_is_wanted() {
+    let ground = Ground::new();
+    ground.shell("echo value-1 | \"$controller\" secret put app/a; cp disk/kraken.age old.age").ok();
+    ground.shell("echo value-2 | \"$controller\" secret put app/a; cp disk/kraken.age new.age").ok();
+    let get = "\"$controller\" secret get app/a";
+    let refused = ground.shell(&format!("cp old.age disk/kraken.age; {get}")).ends(1).says("it is an old copy").err;
+    ground.shell("echo value-3 | \"$controller\" secret put app/b").ends(1).says("it is an old copy");
+    ground.shell(&format!("rm disk/kraken.age; {get}")).ends(1).says("it is gone").says("put it back from a backup");
+    assert_eq!(ground.shell(&format!("cp new.age disk/kraken.age; {get}")).ok().text(), "value-2");
+    // There is no newer one: what the message names is removed.
+    let file = refused.split_whitespace().find(|word| word.ends_with(".json")).expect("the message names a file").to_owned();
+    let accepted = ground.shell(&format!("cp old.age disk/kraken.age; rm '{file}'; {get}")).ok();
+    assert_eq!(accepted.text(), "value-1");
+    ground.shell("echo value-2 | \"$controller\" secret put app/a").ok();
+}
+
 #[test]
 fn the_controllers_verbs_teach() {
     let ground = Ground::new();
@@ -190,6 +250,9 @@ async fn nothing_of_a_secret_is_logged_on_its_way_to_vault() {
     ground.shell("\"$controller\" secret probe").ok().says("the vault store").says("can be written");
     nothing_is_logged(&ground, &[token.trim()]);
 
+    a_deleted_value_is_brought_back(&ground, &vault).await;
+    an_old_backup_is_noticed(&ground, &vault).await;
+
     // As every Vault program is told where to go.
     std::fs::write(ground.dir.path().join("rollcall.yaml"), "cluster: kraken\nstore: vault\n")
         .expect("it can be written");
@@ -200,6 +263,63 @@ async fn nothing_of_a_secret_is_logged_on_its_way_to_vault() {
     ground.shell(&format!("{both}; \"$controller\" secret probe")).ok().says("can be written");
     let clear = "VAULT_ADDR=http://10.0.0.1:8200 \"$controller\" secret probe";
     ground.shell(clear).ends(3).says("in the clear");
+}
+
+/// Deleted with Vault's own command, and undeleted as the message says.
+async fn a_deleted_value_is_brought_back(ground: &Ground, vault: &Vault) {
+    let data = "secret/data/rollcall/kraken/consul/gossip";
+    ground.shell("echo value-1 | \"$controller\" secret put consul/gossip --force").ok();
+    vault.api("DELETE", data, &serde_json::Value::Null).await;
+    ground.shell("\"$controller\" secret get consul/gossip").ends(1).says("has no 'consul/gossip'");
+    let undelete = data.replace("/data/", "/undelete/");
+    vault.api("PUT", &undelete, &serde_json::json!({"versions": [1]})).await;
+    assert_eq!(ground.shell("\"$controller\" secret get consul/gossip").ok().text(), "value-1");
+}
+
+/// What this machine saw of the store is newer than what the store has.
+async fn an_old_backup_is_noticed(ground: &Ground, vault: &Vault) {
+    let get = "\"$controller\" secret get consul/gossip";
+    // Gone, though nobody deleted it from here.
+    vault.api("DELETE", "secret/metadata/rollcall/kraken/consul/gossip", &serde_json::Value::Null).await;
+    let gone = ground.shell(get).ends(1).says("'consul/gossip' is gone").err;
+    let file = gone.split_whitespace().find(|word| word.ends_with("consul+gossip")).expect("the message names a file");
+    // What the cluster knows is put in its place.
+    ground.shell("echo value-1 | \"$controller\" secret put consul/gossip --force").ok();
+    assert_eq!(ground.shell(get).ok().text(), "value-1");
+    // As if a later one had been seen here.
+    let later = "{\"made\":32503680000000,\"version\":9}";
+    ground.shell(&format!("echo '{later}' > '{file}'")).ok();
+    ground.shell(get).ends(1).says("'consul/gossip' is an old one").says("version 1").says("3000-01-01").says(file);
+    ground.shell(&format!("rm '{file}'")).ok();
+    assert_eq!(ground.shell(get).ok().text(), "value-1");
+    ground.shell("\"$controller\" secret delete consul/gossip --force").ok();
+    ground.shell(get).ends(1).says("has no 'consul/gossip'");
+}
+
+/// Deleted by somebody else, and restored as AWS's own command does.
+fn a_deleted_secret_is_restored(ground: &Ground, listen: std::net::SocketAddr) {
+    let call = |action: &str, body: &str| {
+        ground
+            .shell(&format!(
+                "curl --silent --show-error --fail-with-body http://{listen}/ --header 'X-Amz-Target: secretsmanager.{action}' \
+                 --header 'Content-Type: application/x-amz-json-1.1' --data '{body}' --header 'Authorization: AWS4-HMAC-SHA256 \
+                 Credential=lab/20260101/eu-west-1/secretsmanager/aws4_request, SignedHeaders=host, Signature=0'"
+            ))
+            .ok();
+    };
+    let get = "\"$controller\" secret get app/a";
+    ground.shell("echo value-1 | \"$controller\" secret put app/a").ok();
+    assert_eq!(ground.shell(get).ok().text(), "value-1");
+    call("DeleteSecret", "{\"SecretId\": \"rollcall/kraken/app/a\", \"RecoveryWindowInDays\": 7}");
+    ground.shell(get).ends(1).says("has no 'app/a'");
+    ground.shell("echo value-2 | \"$controller\" secret put app/a").ends(1).says("restore-secret --secret-id rollcall/kraken/app/a");
+    call("RestoreSecret", "{\"SecretId\": \"rollcall/kraken/app/a\"}");
+    assert_eq!(ground.shell(get).ok().text(), "value-1");
+    // As if a later one had been seen here.
+    let seen = ground.shell("ls $HOME/.local/state/rollcall/stores/*/app+a").ok();
+    ground.shell(&format!("echo '{{\"made\":32503680000000,\"version\":null}}' > '{}'", seen.text())).ok();
+    ground.shell(get).ends(1).says("'app/a' is an old one");
+    ground.shell("\"$controller\" secret delete app/a").ok();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,4 +337,5 @@ async fn nothing_of_a_secret_is_logged_on_its_way_to_aws() {
     let ground = Ground { setup: keys, ..ground };
     ground.shell("\"$controller\" secret probe").ok().says("AWS Secrets Manager in eu-west-1").says("can be written");
     nothing_is_logged(&ground, &["key-9a7d", "session-5e2b"]);
+    a_deleted_secret_is_restored(&ground, server.listen);
 }

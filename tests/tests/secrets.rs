@@ -396,6 +396,72 @@ fn belongs(place: &str) -> bool {
     ["/etc/gossip", "/etc/lines"].contains(&place)
 }
 
+/// What holds secrets while it waits: the agent as root, its worker as another user, the controller.
+const WAITS: &str = r#"
+- hosts: all
+  become: true
+  tasks:
+    - template: {src: gossip.j2, dest: /etc/gossip, mode: "0600"}
+    - copy: {content: "{{ secret('consul/gossip') }}", dest: /tmp/own-of-nobody, mode: "0600"}
+      become_user: nobody
+    - command: sleep 14
+"#;
+
+/// A line for the shell that lists the core dumps that are newer than `/dev/shm/begun` below some folders, and where systems
+/// keep those that the kernel hands to a program.
+fn dumps(folders: &str) -> String {
+    format!(
+        "find {folders} \"$(dirname \"$(cat /proc/sys/kernel/core_pattern)\")\" /var/crash /var/lib/systemd/coredump -xdev -type f \
+         -newer /dev/shm/begun \\( -name 'core*' -o -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true"
+    )
+}
+
+/// A line for the shell: a process that may leave a dump, knows the value, and is aborted.
+fn aborted(value: &str) -> String {
+    format!("ulimit -c unlimited; VALUE='{value}' bash -c 'kill -ABRT $$'")
+}
+
+#[test]
+fn who_is_aborted_leaves_no_core_dump() {
+    let ground = Ground::new();
+    ground.run(SITE, []).ok();
+    let value = ground.gossip(0);
+    ground.project.write("site.yaml", WAITS);
+    let running = ground.project.start(["run", "site.yaml"]);
+    let until = Instant::now() + Duration::from_mins(2);
+    while ground.hosts.root(0, "pgrep --full '^sleep 14$'").code != 0 {
+        assert!(Instant::now() < until, "the slow task does not begin");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // No limit keeps them from it.
+    let abort = "touch /dev/shm/begun; sleep 0.1; for p in /proc/[0-9]*; do case $(readlink $p/exe) in /usr/local/lib/rollcall/agent-*) \
+                 readlink $p/cwd; prlimit --core=unlimited --pid ${p#/proc/}; kill -ABRT ${p#/proc/};; esac; done";
+    let folders = ground.hosts.root(0, abort).ok().out;
+    assert_eq!(folders.lines().count(), 2, "the agent, and its worker for another user: {folders}");
+    let controller = running.id();
+    let abort = format!("touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}");
+    ground.project.shell(&abort).ok();
+    running.wait(Duration::from_mins(1)).ends(134);
+    std::thread::sleep(Duration::from_secs(2));
+    let (there, here) = (dumps("/ /tmp /run /dev/shm"), dumps("\"$PWD\" \"$HOME\""));
+    assert_eq!(ground.hosts.root(0, &there).ok().text(), "", "of the agent");
+    assert_eq!(ground.project.shell(&here).ok().text(), "", "of the controller");
+
+    // The same search finds what others leave in the same places.
+    let folder = folders.lines().next().expect("they were counted");
+    ground.hosts.root(0, &format!("cd '{folder}' && {}", aborted(&value)));
+    let of_hosts = ground.hosts.root(0, &there).ok().out;
+    let by_program = std::fs::read_to_string("/proc/sys/kernel/core_pattern").is_ok_and(|to| to.starts_with('|'));
+    if !by_program {
+        assert_eq!(of_hosts.lines().count(), 1, "{of_hosts}");
+        ground.hosts.root(0, &format!("grep --quiet --fixed-strings '{value}' '{}'", of_hosts.trim())).ok();
+    }
+    ground.project.shell(&aborted(&value));
+    let left = format!("sleep 2; for file in $({here}); do echo \"$file\"; rm -f \"$file\"; done");
+    let of_machine = ground.project.shell(&left).ok().out;
+    assert!(!of_machine.is_empty(), "the search does not find the control's dump");
+}
+
 #[test]
 fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
     let ground = Ground::new();

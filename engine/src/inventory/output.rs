@@ -26,10 +26,7 @@ impl Inventory {
             if self.host(group).is_some() {
                 return error.hint(format!("'{group}' is a host: controller inventory --host {group}"));
             }
-            match suggest(group, self.groups().map(|g| g.name.as_str())) {
-                Some(hint) => error.hint(hint),
-                None => error,
-            }
+            error.nearest(group, self.groups().map(|g| g.name.as_str()))
         })?;
         let mut out = String::new();
         self.graph_group(&mut out, start, 0, with_vars, shown);

@@ -170,7 +170,7 @@ struct Mark {
 
 impl Mark {
     fn set(&self) -> Result<(), Failure> {
-        self.grants.mark(&self.name).map(drop).map_err(refused)
+        self.grants.mark(&self.name).map(drop).map_err(|e| refused(&e))
     }
 }
 
@@ -178,16 +178,12 @@ fn was_formed(name: &SecretName, cx: &Cx<'_>) -> Result<bool, Failure> {
     match cx.secrets.secret(&name.0) {
         Ok(_) => Ok(true),
         Err(GrantError::NotYet(_)) => Ok(false),
-        Err(error) => Err(refused(error)),
+        Err(error) => Err(refused(&error)),
     }
 }
 
-fn refused(error: GrantError) -> Failure {
-    let failure = Failure::new(format!("argument 'mark': {error}"));
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+fn refused(error: &GrantError) -> Failure {
+    Failure::new(format!("argument 'mark': {error}")).hint_if(error.hint())
 }
 
 /// What a check can know.

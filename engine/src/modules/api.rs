@@ -139,11 +139,7 @@ pub(super) fn secret(
             Ok(secret) => Ok(Given::Value(secret)),
             Err(GrantError::NotYet(why)) => Ok(Given::NotYet(why)),
             Err(GrantError::Refused { why, hint }) => {
-                let failure = Failure::new(format!("argument '{name_arg}': {why}"));
-                Err(match hint {
-                    Some(hint) => failure.hint(hint),
-                    None => failure,
-                })
+                Err(Failure::new(format!("argument '{name_arg}': {why}")).hint_if(hint))
             }
         },
     }

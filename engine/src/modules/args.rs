@@ -286,14 +286,10 @@ pub fn check_names(args: &Map<String, Value>, known: &[Arg]) -> Result<(), Failu
     }
     for name in args.keys() {
         if !known.iter().any(|a| a.name == name || a.aliases.contains(&name.as_str())) {
-            let failure = Failure::new(format!("unknown argument '{name}'"));
-            if let Some(hint) = equivalent(name) {
-                return Err(failure.hint(hint));
-            }
-            return Err(match crate::diag::suggest(name, known.iter().map(|a| a.name)) {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            });
+            let hint = equivalent(name)
+                .map(str::to_owned)
+                .or_else(|| crate::diag::suggest(name, known.iter().map(|a| a.name)));
+            return Err(Failure::new(format!("unknown argument '{name}'")).hint_if(hint));
         }
     }
     Ok(())

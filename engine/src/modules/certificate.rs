@@ -36,7 +36,7 @@ use crate::{
 
 choice!(
     /// What becomes of a certificate of another authority than the cluster's.
-    Authority { Follow = "follow", Keep = "keep" }
+    Authority { Follow = "follow", Keep = "keep", Leave = "leave" }
 );
 
 choice!(
@@ -77,7 +77,8 @@ args! {
         /// It is renewed when so many seconds are left of it. The default is a third of its life.
         renew_before []: Option<Duration>;
         /// With `follow` a certificate that the cluster's authority has not signed is replaced. With `keep` that is refused as long as
-        /// it counts: for a node that talks to others by it, which would not understand it any more.
+        /// it counts: for a node that talks to others by it, which would not understand it any more. With `leave` it stays as long as it
+        /// counts, with a warning: for a node that is about to stop talking by it.
         authority []: Authority = Authority::Follow;
         /// Owner of the folder and of the files.
         owner []: String = "root".to_owned();
@@ -244,19 +245,11 @@ fn place(args: &Args) -> Result<(Product, String, String), Failure> {
 }
 
 fn failed(error: &PkiError) -> Failure {
-    let failure = Failure::new(error.chain());
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::new(error.chain()).hint_if(error.hint())
 }
 
-fn denied(what: &str, error: GrantError) -> Failure {
-    match error {
-        GrantError::NotYet(why) => Failure::new(format!("{what}: {why}")),
-        GrantError::Refused { why, hint: Some(hint) } => Failure::new(format!("{what}: {why}")).hint(hint),
-        GrantError::Refused { why, hint: None } => Failure::new(format!("{what}: {why}")),
-    }
+fn denied(what: &str, error: &GrantError) -> Failure {
+    Failure::new(format!("{what}: {error}")).hint_if(error.hint())
 }
 
 /// What stands behind the link.
@@ -267,6 +260,8 @@ enum Found {
     Planned,
     /// It may stay.
     Stays(Box<Leaf>),
+    /// It stays, though the cluster's authority has not signed it.
+    Left(Box<Leaf>),
 }
 
 fn look(args: &Args, wish: Wish, show: bool, cx: &Cx<'_>) -> Result<Plan, Failure> {
@@ -275,7 +270,7 @@ fn look(args: &Args, wish: Wish, show: bool, cx: &Cx<'_>) -> Result<Plan, Failur
         Ok(pem) => Some(Certificate::read(pem.expose()).map_err(|e| failed(&e))?),
         // A check makes no authority: what it would sign is new in any case.
         Err(GrantError::NotYet(_)) => None,
-        Err(error) => return Err(denied("the authority's certificate is not to be had", error)),
+        Err(error) => return Err(denied("the authority's certificate is not to be had", &error)),
     };
     let now = seconds(cx.host.now());
     match found(&wish, authority.as_ref(), cx.host, now)? {
@@ -291,6 +286,17 @@ fn look(args: &Args, wish: Wish, show: bool, cx: &Cx<'_>) -> Result<Plan, Failur
             keep(&wish, authority.as_ref(), &mut planner)?;
             let mut outcome = wish.results(Outcome::unchanged(), Some(&leaf), None);
             outcome.warnings.extend(authority.as_ref().and_then(|ca| ends(ca, now, args.lifetime)));
+            Ok(planner.finish(outcome))
+        }
+        Found::Left(leaf) => {
+            let mut planner = Planner::new(cx, show);
+            // With the authority that it goes with.
+            keep(&wish, None, &mut planner)?;
+            let mut outcome = wish.results(Outcome::unchanged(), Some(&leaf), None);
+            outcome.warnings.push(format!(
+                "the certificate in {} is of another authority than the cluster's, and stays until nobody talks by it",
+                wish.path.display()
+            ));
             Ok(planner.finish(outcome))
         }
     }
@@ -330,6 +336,7 @@ fn found(wish: &Wish, authority: Option<&Certificate>, host: &dyn Read, now: i64
         Some(Reason::Authority) if wish.authority == Authority::Keep && now < leaf.not_after => {
             Err(other_authority(&wish.path, authority))
         }
+        Some(Reason::Authority) if wish.authority == Authority::Leave && now < leaf.not_after => Ok(Found::Left(leaf)),
         Some(reason) => Ok(Found::Renew(reason, Some(leaf))),
         None => Ok(Found::Stays(leaf)),
     }
@@ -424,7 +431,7 @@ impl Change for Renewal {
         }
         let made = request::make().map_err(|e| failed(&e))?;
         let request = SignRequest { csr: made.csr, ..wish.request.clone() };
-        let issued = secrets.sign(&request).map_err(|e| denied("the certificate was not signed", e))?;
+        let issued = secrets.sign(&request).map_err(|e| denied("the certificate was not signed", &e))?;
         let authority = Certificate::read(&issued.authority).map_err(|e| failed(&e))?;
         let leaf = Leaf::read(&issued.certificate).map_err(|e| failed(&e))?;
         let now = seconds(host.now());

@@ -200,11 +200,8 @@ fn find_sum(text: &str, name: &str) -> Result<String, Failure> {
     match found.as_slice() {
         [] if lines.is_empty() => Err(Failure::new("it holds no SHA-256 checksum")),
         [] => {
-            let failure = Failure::new(format!("it has no checksum for {name}"));
-            Err(match diag::suggest(name, lines.iter().map(|(_, file)| *file)) {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            })
+            let near = diag::suggest(name, lines.iter().map(|(_, file)| *file));
+            Err(Failure::new(format!("it has no checksum for {name}")).hint_if(near))
         }
         [first, rest @ ..] if rest.iter().all(|sum| sum.eq_ignore_ascii_case(first)) => Ok(first.to_ascii_lowercase()),
         _ => Err(Failure::new(format!("it has several different checksums for {name}"))),

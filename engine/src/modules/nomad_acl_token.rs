@@ -292,11 +292,7 @@ impl From<ApiError> for Wrong {
 }
 
 fn refused(error: &GrantError) -> Failure {
-    let failure = Failure::new(format!("argument 'secret_from': {error}"));
-    match error.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+    Failure::new(format!("argument 'secret_from': {error}")).hint_if(error.hint())
 }
 
 fn told(outcome: Outcome, token: Option<&Token>) -> Outcome {

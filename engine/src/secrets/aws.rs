@@ -11,7 +11,7 @@ use aws_sdk_secretsmanager::{
 };
 use tokio::sync::OnceCell;
 
-use super::{Created, Name, Secret, SecretStore, StoreError, check_value, probe, settings::Aws};
+use super::{Created, Name, Secret, SecretStore, Stamp, StoreError, check_value, probe, settings::Aws};
 use crate::modules::http::cause;
 
 /// Tries of a read. Writes are tried once: whether to repeat one is up to who knows what it was for.
@@ -295,11 +295,18 @@ impl SecretStore for AwsStore {
     }
 
     async fn get(&self, name: &Name) -> Result<Option<Secret>, StoreError> {
+        Ok(self.get_dated(name).await?.map(|(value, _)| value))
+    }
+
+    async fn get_dated(&self, name: &Name) -> Result<Option<(Secret, Option<Stamp>)>, StoreError> {
         let full = self.full(name);
         let call = Call { action: "GetSecretValue", name: &full, writes: false };
         match self.clients().await?.reads.get_secret_value().secret_id(&full).send().await {
             Ok(answer) => match answer.secret_string {
-                Some(text) => Ok(Some(Secret::new(text))),
+                Some(text) => {
+                    let made = answer.created_date.and_then(|time| time.to_millis().ok());
+                    Ok(Some((Secret::new(text), made.map(|made| Stamp { made, version: None }))))
+                }
                 None => Err(self.impossible(
                     format!("'{name}' holds bytes, not text"),
                     format!("somebody else wrote it; write it anew: controller secret put {name}"),

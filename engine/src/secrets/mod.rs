@@ -24,6 +24,9 @@ pub mod redact;
 pub mod settings;
 #[cfg(feature = "stores")]
 pub mod vault;
+pub mod witness;
+
+pub use witness::Stamp;
 
 /// Bytes of a value at most: what the smallest store takes.
 pub const MAX_VALUE: usize = 64 * 1024;
@@ -203,6 +206,11 @@ pub trait SecretStore: fmt::Debug + Send + Sync {
 
     /// The value of a name; `None`: it has none.
     async fn get(&self, name: &Name) -> Result<Option<Secret>, StoreError>;
+
+    /// The value of a name, and when it was written, where the store says that.
+    async fn get_dated(&self, name: &Name) -> Result<Option<(Secret, Option<Stamp>)>, StoreError> {
+        Ok(self.get(name).await?.map(|value| (value, None)))
+    }
 
     /// Gives a name a value, whatever it had.
     async fn put(&self, name: &Name, value: &Secret) -> Result<(), StoreError>;

@@ -11,6 +11,7 @@ use super::{
     file::{FileStore, Places},
     settings::{self, Settings, is_plain},
     vault::VaultStore,
+    witness::Witnessed,
 };
 use crate::{
     diag::{Diagnostic, Diagnostics, Span},
@@ -41,10 +42,23 @@ pub fn open(store: Option<&Store>, cluster: &str, root: &Path) -> Result<Arc<dyn
         }
         Settings::Vault(settings) => {
             let address = address(&settings, span)?;
-            Ok(Arc::new(VaultStore::new(cluster, &address, settings)))
+            Ok(witnessed(Arc::new(VaultStore::new(cluster, &address, settings))))
         }
-        Settings::Aws(settings) => Ok(Arc::new(AwsStore::new(cluster, settings))),
+        Settings::Aws(settings) => Ok(witnessed(Arc::new(AwsStore::new(cluster, settings)))),
     }
+}
+
+/// With what this machine remembers of it, if it has a place for that.
+fn witnessed(store: Arc<dyn SecretStore>) -> Arc<dyn SecretStore> {
+    match seen() {
+        Some(seen) => Arc::new(Witnessed::new(store, &seen)),
+        None => store,
+    }
+}
+
+/// The folder for what was seen of stores.
+fn seen() -> Option<PathBuf> {
+    xdg("XDG_STATE_HOME", ".local/state").map(|state| state.join("stores"))
 }
 
 /// Where a `file` store is: as told, or in the user's folders.
@@ -65,7 +79,7 @@ fn places(settings: settings::File, cluster: &str, span: Span, root: &Path) -> R
     Ok(Places {
         path,
         identity,
-        seen: xdg("XDG_STATE_HOME", ".local/state").map(|state| state.join("stores")),
+        seen: seen(),
         recipients: settings.recipients,
         lock_timeout: settings.lock_timeout,
         makes_folder,

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use super::{
-    Created, Name, Secret, SecretStore, StoreError, check_value,
+    Created, Name, Secret, SecretStore, Stamp, StoreError, check_value,
     settings::{Vault, VaultAuth},
 };
 use crate::modules::http::cause;
@@ -414,6 +414,10 @@ impl SecretStore for VaultStore {
     }
 
     async fn get(&self, name: &Name) -> Result<Option<Secret>, StoreError> {
+        Ok(self.get_dated(name).await?.map(|(value, _)| value))
+    }
+
+    async fn get_dated(&self, name: &Name) -> Result<Option<(Secret, Option<Stamp>)>, StoreError> {
         let answer = self.read(name).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
@@ -421,8 +425,11 @@ impl SecretStore for VaultStore {
         if !answer.status.is_success() {
             return Err(self.refused(name, &answer));
         }
+        let made = answer.body["data"]["metadata"]["created_time"].as_str().and_then(|time| time.parse().ok());
+        let stamp =
+            made.map(|time: jiff::Timestamp| Stamp { made: time.as_millisecond(), version: answer.version() });
         match answer.body["data"]["data"]["value"].as_str() {
-            Some(value) => Ok(Some(Secret::new(value))),
+            Some(value) => Ok(Some((Secret::new(value), stamp))),
             None => Err(StoreError::Impossible {
                 store: self.store.clone(),
                 why: format!("'{name}' has no field 'value' with a text in it"),

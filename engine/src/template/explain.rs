@@ -195,10 +195,7 @@ fn located(session: Option<&Arc<Session>>, error: &Error, origin: &Origin<'_>, s
             let message = if detail.is_empty() { kind.to_string() } else { detail.to_owned() };
             let finding = noted(session, origin.finding(range.start, message));
             let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<GrantError>());
-            match refused.and_then(GrantError::hint) {
-                Some(hint) => finding.hint(hint),
-                None => finding,
-            }
+            finding.hint_if(refused.and_then(GrantError::hint))
         }
     }
 }
@@ -317,10 +314,7 @@ fn missing(session: &Arc<Session>, origin: &Origin<'_>, chain: &Chain) -> Option
         let error = origin.finding(chain.range.start, format!("'{}' is undefined", chain.root));
         let hint = fact_hint(&chain.root)
             .or_else(|| nearest(&chain.root, session.scope.names()).map(|near| format!("did you mean '{near}'?")));
-        return Some(match hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        });
+        return Some(error.hint_if(hint));
     };
     let hosts = match session.scope.get(&chain.root).map(|var| &var.binding) {
         Some(Binding::Hosts(hosts)) => Some(hosts),
@@ -380,8 +374,5 @@ fn missing_key(origin: &Origin<'_>, chain: &Chain, path: &str, key: &Value, hold
         ValueKind::Seq => Some(format!("'{path}' is a list of {}", holder.len().unwrap_or(0))),
         kind => Some(format!("'{path}' is a {kind}")),
     };
-    match hint {
-        Some(hint) => error.hint(hint),
-        None => error,
-    }
+    error.hint_if(hint)
 }

@@ -70,11 +70,7 @@ pub(super) async fn ask_all<'a>(
                 answers.push(Answer { instances: reply.instances });
             }
             Some(Err(e)) => {
-                let error = Diagnostic::error(config.account_span, e.to_string());
-                errors.push(match e.hint() {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                });
+                errors.push(Diagnostic::error(config.account_span, e.to_string()).hint_if(e.hint()));
             }
             None => errors.push(Diagnostic::error(span, "the discovery ended without an answer")),
         }

@@ -190,6 +190,9 @@ fn each_reason_brings_a_new_pair_and_the_one_before_stays() {
     let (before, failure) = (place.folders(), go(place.args(json!({"authority": "keep"})), &office).unwrap_err());
     assert!(failure.message.contains("has 'CN=other certificate authority'"), "{failure:?}");
     assert!(failure.hint.unwrap().contains("controller ca show") && place.folders() == before);
+    let (old, left) = (place.text(CA), go(place.args(json!({"authority": "leave"})), &office).unwrap().0);
+    assert!(!left.changed && left.warnings[0].contains("stays until"), "{:?}", left.warnings);
+    assert!(place.folders() == before && place.text(CA) == old, "it goes with the authority that signed it");
     renewed(json!({}), &office, "authority has not signed");
     assert!(!go(place.args(json!({"authority": "keep"})), &office).unwrap().0.changed);
     assert_eq!(place.text(CA), other.certificate().pem);
