@@ -28,6 +28,7 @@ fn operators_have_tokens_of_their_own_and_nodes_that_are_gone_have_none() {
     printed_ones_are_kept_nowhere(&cluster);
     kept_ones_are_in_the_store(&cluster);
     wrong_words_are_told(&cluster);
+    another_takes_the_management_tokens_place(&cluster);
     a_node_is_forgotten(&cluster);
     cluster.is_silent();
 }
@@ -128,6 +129,16 @@ fn wrong_words_are_told(cluster: &Operated) {
     cluster.project.write("rollcall.yaml", &format!("{settings}\nstore: {{type: file, path: nowhere/secrets.age}}\n"));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("nowhere");
     cluster.project.write("rollcall.yaml", &settings);
+}
+
+/// The store has lost it: a token of all rights is put there instead.
+fn another_takes_the_management_tokens_place(cluster: &Operated) {
+    let spare = printed(create(cluster, "spare", &["--management"]));
+    cluster.say(&["secret", "delete", "consul/management", "--force"]).ok();
+    // A client would wait for its token of a server that has given up.
+    cluster.run(&["-e", "consul_acl_wait=5"]).ends(8).says("someone else bootstrapped this cluster");
+    cluster.project.put("consul/management", &spare);
+    cluster.is_silent();
 }
 
 fn a_node_is_forgotten(cluster: &Operated) {
