@@ -154,6 +154,10 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     cluster.configure("consul_client_addr: 0.0.0.0\nconsul_config: {serverr: 1}\n");
     cluster.run([]).ends(4).says("invalid config key serverr");
     assert_eq!(cluster.hosts.read(0, "/etc/consul.d/consul.json"), before);
+    cluster.project.write("files/more.hcl", "limits { http_max = 500 }\n");
+    cluster.configure("consul_config_files: [more.hcl]\n");
+    cluster.run([]).ends(4).says("invalid config key limits.http_max");
+    cluster.hosts.root(0, "ls /etc/consul.d/override-more.hcl").ends(2);
     // What is known to be wrong before the run ends it before anything is touched.
     cluster
         .run(["-e", "consul_bind_cidr=172.16.0.0/12"])
@@ -188,14 +192,20 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     );
     std::thread::sleep(Duration::from_secs(2));
     let elections = cluster.elections();
-    cluster.configure("consul_client_addr: 0.0.0.0\nconsul_config: {limits: {http_max_conns_per_client: 500}}\n");
+    cluster.project.write("files/more.hcl", "limits { http_max_conns_per_client = 500 }\n");
+    let license = "/etc/consul.d/rollcall.hclic";
+    cluster.configure("consul_client_addr: 0.0.0.0\nconsul_config_files: [more.hcl]\nconsul_license: the-licence\n");
     let changed = cluster.run(["--limit", "consul_servers"]).ok();
     let elections = cluster.elections() - elections;
     cluster.client("sleep 1; touch /run/test/stop").ok();
     writer.wait(Duration::from_mins(10)).ok();
     behind.wait(Duration::from_mins(10)).ok();
     observer.wait(Duration::from_mins(10)).ok();
-    assert_eq!(changed.counted("changed"), 2 * SERVERS as u64, "the file and the restart, each: {}", changed.report());
+    assert_eq!(changed.counted("changed"), 4 * SERVERS as u64, "three files and the restart, each: {}", changed.report());
+    let own = cluster.hosts.root(0, "curl --silent --fail http://127.0.0.1:8500/v1/agent/self").ok().json();
+    assert_eq!(own["DebugConfig"]["HTTPMaxConnsPerClient"], 500, "{own}");
+    assert!(cluster.hosts.read(0, "/etc/consul.d/consul.json").contains(license));
+    assert_eq!(cluster.hosts.root(0, &format!("stat --format '%a %U:%G' {license}")).ok().text(), "640 root:consul");
 
     // Each server once, in turn.
     let mut turns: Vec<(f64, f64)> = Vec::new();
