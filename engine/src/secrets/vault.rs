@@ -396,6 +396,10 @@ impl SecretStore for VaultStore {
         self.store.clone()
     }
 
+    fn patience(&self) -> Duration {
+        self.settings.patience
+    }
+
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError> {
         check_value(&self.store, name, value)?;
         let answer = match self.write(name, value, Some(0)).await {

@@ -130,6 +130,10 @@ impl SecretStore for Witnessed {
         self.store.describe()
     }
 
+    fn patience(&self) -> Duration {
+        self.store.patience()
+    }
+
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError> {
         // What was there before is not made anew because it is gone.
         if LASTING.contains(&name.as_str()) && self.seen(name).is_some() && self.get(name).await?.is_some() {
