@@ -120,7 +120,8 @@ impl Project {
     /// Puts one of Rollcall's own secrets into the project's store.
     #[track_caller]
     pub fn put(&self, name: &str, value: &str) {
-        self.shell(&format!("printf %s '{value}' | {} secret put {name} --force", program("controller").display())).ok();
+        self.shell(&format!("printf %s '{value}' | {} secret put {name} --force", program("controller").display()))
+            .ok();
     }
 
     /// A file of the repository that the project gets a copy of, such as `playbooks/consul.yaml`.

@@ -104,7 +104,9 @@ fn kept_ones_are_in_the_store(cluster: &Operated) {
     let secret = cluster.secret("consul/token/operator/deploy").expect("it is kept");
     assert_ne!(secret, lost);
     let tokens = cluster.list("acl/tokens");
-    let deploy = |token: &&Value| token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: operator deploy"));
+    let deploy = |token: &&Value| {
+        token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: operator deploy"))
+    };
     let accessor = tokens.iter().find(deploy).expect("it is made")["AccessorID"].as_str().expect("a text").to_owned();
     cluster.say(&["token", "revoke", &accessor, "--product", "consul"]).ok();
     cluster.request(1, &secret, "acl/tokens").ends(22);

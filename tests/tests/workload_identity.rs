@@ -299,13 +299,15 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
         file["consul"]["token"].as_str().expect("it has one").to_owned()
     };
     let ask = |token: &str| {
-        let line = format!("curl --silent --fail --header 'X-Consul-Token: {token}' http://127.0.0.1:8500/v1/agent/self");
+        let line =
+            format!("curl --silent --fail --header 'X-Consul-Token: {token}' http://127.0.0.1:8500/v1/agent/self");
         cluster.hosts.root(0, &line)
     };
     let kept = |host: usize| cluster.secret(&format!("consul/token/nomad/{}", cluster.hosts.name(host)));
     let tokens = || {
         let all = cluster.consul(management, "acl/tokens");
-        let of = |token: &&Value| token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: nomad "));
+        let of =
+            |token: &&Value| token["Description"].as_str().is_some_and(|d| d.starts_with("Made by Rollcall: nomad "));
         all.as_array().into_iter().flatten().filter(of).count()
     };
     let names = |service: &str| {
@@ -321,7 +323,10 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
     (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
     let ended = say(&cluster.project, &ROTATE).ok();
     for host in 0..=CLIENT {
-        ended.clone().says(&format!("rotated: consul/token/nomad/{}\n", cluster.hosts.name(host))).never_says(&own(host));
+        ended
+            .clone()
+            .says(&format!("rotated: consul/token/nomad/{}\n", cluster.hosts.name(host)))
+            .never_says(&own(host));
         assert_eq!(kept(host).as_deref(), Some(own(host).as_str()));
         assert_ne!(own(host), before[host]);
         ask(&own(host)).ok();
@@ -339,7 +344,10 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
 
     // The store has lost one: the next run makes another, and restarts that agent.
     let lost = own(CLIENT);
-    cluster.project.controller(["secret", "delete", &format!("consul/token/nomad/{}", cluster.hosts.name(CLIENT)), "--force"]).ok();
+    cluster
+        .project
+        .controller(["secret", "delete", &format!("consul/token/nomad/{}", cluster.hosts.name(CLIENT)), "--force"])
+        .ok();
     cluster.run("nomad.yaml", &[]).ok().never_says(&lost);
     assert_ne!(own(CLIENT), lost);
     assert_eq!(kept(CLIENT).as_deref(), Some(own(CLIENT).as_str()));
@@ -357,7 +365,7 @@ fn who_is_gone_is_forgotten_by_both(cluster: &Cluster) {
     for host in [2, CLIENT] {
         cluster.hosts.root(host, "systemctl kill --signal KILL nomad consul; systemctl stop nomad consul").ok();
     }
-    for (name, was) in [(&server, "server failed in nomad"), (&client, "client down in nomad")] {
+    for (name, was) in [(&client, "client down in nomad"), (&server, "server failed in nomad")] {
         let end = Instant::now() + Duration::from_mins(2);
         let said = loop {
             let said = cluster.project.controller(["forget", name]);
@@ -365,6 +373,7 @@ fn who_is_gone_is_forgotten_by_both(cluster: &Cluster) {
             if said.code == 0 || Instant::now() > end {
                 break said.ok();
             }
+            std::thread::sleep(Duration::from_secs(1));
         };
         said.says("is forgotten").says(was);
         for kind in ["agent", "nomad"] {

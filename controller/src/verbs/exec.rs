@@ -55,12 +55,8 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
     } else {
         vec![Box::new(Said { quiet: show.quiet })]
     };
-    let options = own_play::Options {
-        hosts: &args.hosts,
-        connect: &args.connect,
-        agents: args.agents.as_ref(),
-        json: args.json,
-    };
+    let options =
+        own_play::Options { hosts: &args.hosts, connect: &args.connect, agents: args.agents.as_ref(), json: args.json };
     own_play::carry_out(&context, &inventory, (&play, names), &options, sinks).await
 }
 

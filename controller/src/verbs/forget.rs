@@ -32,6 +32,7 @@ use crate::{context, exit::Exit, options::Show};
 #[command(after_help = "\
 Examples:
   controller forget web-3
+  controller forget web-3 --product consul
   controller forget --terminated")]
 pub(crate) struct Args {
     /// The node's name.
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// Also a node that is alive: its agent has no token from then on.
     #[arg(long, conflicts_with = "terminated")]
     force: bool,
+    /// By one product only. Without it: by each that the inventory has servers of.
+    #[arg(long)]
+    product: Option<Product>,
     #[command(flatten)]
     way: Way,
 }
@@ -65,9 +69,9 @@ pub(crate) async fn run(args: Args, show: Show, sources: Arc<Sources>) -> anyhow
                     "'{node}' is in the inventory: the next run of it makes it a member with new tokens"
                 ));
             }
-            forget(&operator, &node, args.force).await
+            forget(&operator, args.product, &node, args.force).await
         }
-        None => terminated(&operator).await,
+        None => terminated(&operator, args.product).await,
     }
 }
 
@@ -91,11 +95,11 @@ async fn ask(
     operator.work(&work).await
 }
 
-async fn forget(operator: &Operator, node: &str, force: bool) -> anyhow::Result<Exit> {
+async fn forget(operator: &Operator, of: Option<Product>, node: &str, force: bool) -> anyhow::Result<Exit> {
     // Nomad goes first: it notices later than Consul that a node is gone, and refuses before anything is taken from it.
     let products: Vec<Product> = [Product::Nomad, Product::Consul]
         .into_iter()
-        .filter(|product| !operator.hosts(product.servers()).is_empty())
+        .filter(|product| of.map_or_else(|| !operator.hosts(product.servers()).is_empty(), |of| of == *product))
         .collect();
     if products.is_empty() {
         bail!("the inventory has no host in consul_servers or nomad_servers: there is nobody to ask");
@@ -113,9 +117,11 @@ async fn forget(operator: &Operator, node: &str, force: bool) -> anyhow::Result<
         was.insert(product.name(), told.filter(|was| *was != "none").unwrap_or("no member").to_owned());
     }
     let mut gone = 0;
-    for name in operator.list("").await?.iter().filter(|name| is_of(name, node)) {
-        operator.delete(name).await?;
-        gone += 1;
+    for product in was.keys() {
+        for name in operator.list(&format!("{product}/")).await?.iter().filter(|name| is_of(name, node)) {
+            operator.delete(name).await?;
+            gone += 1;
+        }
     }
     writeln!(std::io::stdout(), "'{node}' is forgotten (it was {}; {gone} secrets left the store)", told(&was))?;
     Ok(Exit::Done)
@@ -143,7 +149,7 @@ fn instance(description: &str) -> Option<(&str, &str)> {
     id.starts_with("i-").then_some((node, id))
 }
 
-async fn terminated(operator: &Operator) -> anyhow::Result<Exit> {
+async fn terminated(operator: &Operator, of: Option<Product>) -> anyhow::Result<Exit> {
     let ended = ask(operator, Product::Consul, None, "operate_tokens", json!({})).await?;
     let Some(listed) = ended.of_module("consul_acl_tokens").filter(|_| ended.is_done_once()) else {
         ended.tell();
@@ -190,7 +196,7 @@ async fn terminated(operator: &Operator) -> anyhow::Result<Exit> {
     for (node, id) in gone {
         context::eprint_line(&format!("{node}: EC2 calls {id} terminated"));
         // What is alive under that name now is another machine.
-        worst = worst.max(forget(operator, node, true).await?);
+        worst = worst.max(forget(operator, of, node, true).await?);
     }
     Ok(worst)
 }

@@ -268,8 +268,7 @@ impl Operator {
             agents: self.way.agents.as_ref(),
             json: false,
         };
-        let exit =
-            own_play::carry_out(&self.context, &self.inventory, (&play, names), &options, sinks).await?;
+        let exit = own_play::carry_out(&self.context, &self.inventory, (&play, names), &options, sinks).await?;
         let mut ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.exit = Some(exit);
         Ok(std::mem::take(&mut *ended))

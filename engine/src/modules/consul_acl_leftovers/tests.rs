@@ -25,7 +25,9 @@ fn args(server: &Server) -> Value {
 fn only_what_is_ours_and_of_the_same_keys_goes() {
     let rule = |id: &str, description: &str| json!({"ID": id, "Description": description, "AuthMethod": "jobs"});
     let rules = ok(&json!([
-        rule("1", "Made by Rollcall: services"), rule("2", "Made by Rollcall: mesh"), rule("3", "by hand"),
+        rule("1", "Made by Rollcall: services"),
+        rule("2", "Made by Rollcall: mesh"),
+        rule("3", "by hand"),
         rule("4", "Made by Rollcall: tasks")
     ]));
     let list = ok(&json!([{"Name": "jobs"}, {"Name": "old"}, {"Name": "busy"}, {"Name": "theirs"}, {"Name": "other"}]));

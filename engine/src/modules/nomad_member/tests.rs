@@ -6,12 +6,14 @@ use crate::modules::{
 };
 
 fn members(status: &str) -> String {
-    let one = |name: &str, status: &str| json!({"Name": format!("{name}.eu"), "Status": status, "Tags": {"region": "eu"}});
+    let one =
+        |name: &str, status: &str| json!({"Name": format!("{name}.eu"), "Status": status, "Tags": {"region": "eu"}});
     answer("200 OK", &json!({"Members": [one("s-1", "alive"), one("s-3", status)]}).to_string())
 }
 
 fn nodes(of: &[(&str, &str, &str)]) -> String {
-    let all: Vec<Value> = of.iter().map(|(id, name, status)| json!({"ID": id, "Name": name, "Status": status})).collect();
+    let all: Vec<Value> =
+        of.iter().map(|(id, name, status)| json!({"ID": id, "Name": name, "Status": status})).collect();
     answer("200 OK", &json!(all).to_string())
 }
 
@@ -51,8 +53,7 @@ fn a_client_is_purged_unless_it_is_ready() {
     assert!(!outcome.changed && outcome.data["was"] == "none", "{outcome:?}");
     // Somebody purged it meanwhile.
     let one = nodes(&[("2", "web-3", "down")]);
-    let server =
-        Server::new([&members("alive"), &one, &answer("404 Not Found", "node not found"), &nodes(&[])]);
+    let server = Server::new([&members("alive"), &one, &answer("404 Not Found", "node not found"), &nodes(&[])]);
     assert!(go(&mut Fake::new(), "nomad_member", args(&server, "web-3")).unwrap().changed);
     let server = Server::new([&members("alive"), &one, &answer("403 Forbidden", "Permission denied"), &one, &one]);
     assert!(go(&mut Fake::new(), "nomad_member", args(&server, "web-3")).is_err());
@@ -67,7 +68,8 @@ fn a_server_that_is_dead_leaves_and_votes_no_more() {
     assert!(failure.message.contains("a server that answers"), "{failure}");
 
     let one = voters(&[("a", "s-1.eu")]);
-    let answers = [&members("failed"), &three, &nodes(&[]), &members("failed"), &done, &two, &done, &members("left"), &one];
+    let answers =
+        [&members("failed"), &three, &nodes(&[]), &members("failed"), &done, &two, &done, &members("left"), &one];
     let server = Server::new(answers);
     let outcome = go(&mut Fake::new(), "nomad_member", args(&server, "s-3")).unwrap();
     assert!(outcome.changed && outcome.data["was"] == "server failed", "{outcome:?}");
