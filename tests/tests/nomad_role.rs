@@ -207,8 +207,8 @@ fn files_of_ones_own(cluster: &Cluster) {
     cluster.run(one).ends(3).says("nomad_config_files is a list of .json and .hcl files");
     cluster.configure("nomad_config_files: [more.hcl]\n");
     cluster.run(one).ends(4).says("more.hcl");
-    cluster.project.write("files/more.hcl", "limits { http_max = 321 }\n");
-    cluster.run(one).ends(4).says("unexpected keys http_max");
+    cluster.project.write("files/more.hcl", "server { nope = 321 }\n");
+    cluster.run(one).ends(4).says("unexpected keys nope");
     assert_eq!(cluster.hosts.root(0, there).ok().out, "");
 
     cluster.project.write("files/more.hcl", "limits { http_max_conns_per_client = 321 }\n");
