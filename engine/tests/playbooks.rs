@@ -8,7 +8,7 @@ use rollcall_engine::{
     diag::{Diagnostics, Sources},
     playbook::{
         Loaded, Loader,
-        model::{Action, Bundle, Item, Task},
+        model::{Action, Bundle, Item, SearchKind, Task},
         select_tags,
     },
     project::Project,
@@ -264,6 +264,46 @@ fn mutated_playbooks_never_panic() {
     }
     // Both ways out are met: else the mutations would be too weak or too strong to say anything.
     assert!(taken > 50 && refused > 500, "{taken} taken, {refused} refused");
+}
+
+#[test]
+fn files_of_the_project_count_for_playbooks_that_lie_elsewhere() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let put = |dir: &Path, name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    put(
+        ours.path(),
+        "all.yaml",
+        "- hosts: all\n  tasks:\n    - copy: {src: both, dest: /a}\n    - copy: {src: theirs, dest: /b}\n",
+    );
+    put(ours.path(), "files/both", "beside the playbook");
+    for name in ["rollcall.yaml", "files/both", "files/theirs", "templates/late.j2"] {
+        put(theirs.path(), name, if name == "rollcall.yaml" { "" } else { "of the project" });
+    }
+    let load = |project: &Project| {
+        let sources = Sources::default();
+        let loader = Loader { sources: &sources, project, embedded_roles: &NoRoles, extra: &Vars::new() };
+        loader
+            .load(&[ours.path().join("all.yaml")])
+            .map(|loaded| loaded.bundle)
+            .map_err(|wrong| rendered(&sources, &wrong))
+    };
+    let found = Project { file: Some(theirs.path().join("rollcall.yaml")), ..Project::without_file(theirs.path()) };
+    let bundle = load(&found).unwrap();
+    let play = bundle.plays[0].span;
+    for (kind, name, dir) in [
+        (SearchKind::Files, "both", ours.path().join("files")),
+        (SearchKind::Files, "theirs", theirs.path().join("files")),
+        (SearchKind::Templates, "late.j2", theirs.path().join("templates")),
+    ] {
+        let (path, _) = bundle.find_file(&bundle.search(None, play, kind), name).unwrap();
+        assert_eq!(*path, dir.join(name));
+    }
+    let wrong = load(&Project::without_file(theirs.path())).unwrap_err();
+    assert!(wrong.contains("file 'theirs' does not exist"), "{wrong}");
 }
 
 fn names(bundle: &Bundle) -> Vec<String> {

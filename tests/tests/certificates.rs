@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_engine::pki::Holder;
+use rollcall_engine::secrets::grants::Product;
+use rollcall_tests::{Aged, Borrowed, Lab, Project, Said};
 
 /// Hosts of a cluster: the servers first, then one client.
 struct Ground {
@@ -53,6 +55,16 @@ impl Ground {
     #[track_caller]
     fn all(&self, line: &str) -> Vec<String> {
         (0..=self.servers).map(|host| self.hosts.root(host, line).ok().text().to_owned()).collect()
+    }
+
+    /// Both agents are members, and what is written by the client's is there.
+    #[track_caller]
+    fn stands(&self, word: &str) {
+        let client = self.servers;
+        let members = self.hosts.root(client, "consul members").ok().out;
+        assert_eq!(members.matches(" alive ").count(), client + 1, "{word}: {members}");
+        // A client's agent may learn by its first write that the server it knew has restarted: docs/role-consul.md.
+        self.hosts.root(client, &format!("consul kv put {word} yes || consul kv put {word} yes")).ok();
     }
 
     /// The store's file, if there is one: its name and the hash of what it holds.
@@ -129,23 +141,37 @@ fn nodes_make_their_keys_and_get_their_names() {
         .says("server.dc1.consul, and is good for client.dc1.consul as well")
         .says("the issuer goes by the inventory");
     assert_eq!(ground.all("readlink /etc/node"), before);
+
+    what_ends_soon_is_renewed_and_one_of_another_authority_too(&ground);
 }
 
-#[test]
-fn what_ends_soon_is_renewed_and_one_of_another_authority_too() {
-    let ground = Ground::new(1);
-    ground.site("        lifetime: 60\n", &[]).ok();
-    let links = ground.all("readlink /etc/node");
-    let again = ground.site("        lifetime: 60\n", &[]).ok();
-    assert_eq!(again.counted("changed"), 0, "{}", again.report());
-    std::thread::sleep(Duration::from_secs(50));
-    let renewed = ground.site("        lifetime: 86400\n", &[]).ok().says("it end");
-    assert_eq!(renewed.counted("changed"), 4, "the certificate and the handler, each: {}", renewed.report());
-    let newer = ground.all("readlink /etc/node");
-    assert!(links.iter().zip(&newer).all(|(old, new)| old != new), "{links:?} {newer:?}");
-    // The one of before stays for a handler that fails, and no other does.
-    assert_eq!(ground.all("ls -d /etc/.node-* | wc -l"), ["2", "2"]);
-    assert_eq!(ground.site("        lifetime: 86400\n", &[]).ok().counted("changed"), 0);
+/// Hosts whose certificates end soon, and then, have ended; and an authority that somebody brings.
+fn what_ends_soon_is_renewed_and_one_of_another_authority_too(ground: &Ground) {
+    for (sign, why) in
+        [(Aged::ends_soon as fn(&Project, &Holder<'_>) -> Aged, "it ends on"), (Aged::ended, "it ended on")]
+    {
+        for host in 0..2 {
+            let server = host == 0;
+            let holder = Holder {
+                product: Product::Consul,
+                server,
+                client: !server,
+                place: "dc1",
+                domain: "consul",
+                node: ground.hosts.name(host),
+                address: &ground.hosts.host(host).address,
+            };
+            ground.hosts.root(host, &sign(&ground.project, &holder).install("/etc/node")).ok();
+        }
+        let links = ground.all("readlink /etc/node");
+        let renewed = ground.site("", &[]).ok().says(why);
+        assert_eq!(renewed.counted("changed"), 4, "the certificate and the handler, each: {}", renewed.report());
+        let newer = ground.all("readlink /etc/node");
+        assert!(links.iter().zip(&newer).all(|(old, new)| old != new), "{links:?} {newer:?}");
+        // The one of before stays for a handler that fails, and no other does.
+        assert_eq!(ground.all("ls -d /etc/.node-* | wc -l"), ["2", "2"]);
+        assert_eq!(ground.site("", &[]).ok().counted("changed"), 0);
+    }
 
     // An authority of one's own.
     let make = "openssl req -x509 -nodes -newkey rsa:2048 -days 30 -subj /CN=corp -keyout corp.key -out corp.pem \
@@ -154,11 +180,11 @@ fn what_ends_soon_is_renewed_and_one_of_another_authority_too() {
     let import = ["ca", "import", "--certificate", "corp.pem", "--key", "corp.key"];
     ground.project.controller(import).ends(1).says("has a certificate authority already").says("--replace");
     ground.project.controller(import.into_iter().chain(["--replace"])).ok().says("CN=corp");
-    ground.site("        lifetime: 86400\n", &[]).ok().says("authority has not signed it");
+    ground.site("", &[]).ok().says("authority has not signed it");
     ground.all(
         "cd /etc/node && openssl verify -CAfile ca.pem cert.pem && openssl x509 -in ca.pem -noout -subject | grep corp",
     );
-    assert_eq!(ground.site("        lifetime: 86400\n", &[]).ok().counted("changed"), 0);
+    assert_eq!(ground.site("", &[]).ok().counted("changed"), 0);
 }
 
 #[test]
@@ -250,12 +276,52 @@ fn a_cluster_that_runs_gets_tls_step_by_step() {
         for host in 0..=3 {
             assert_eq!(started(host), count.to_string(), "{word}");
         }
-        let members = ground.hosts.root(3, "consul members").ok().out;
-        assert_eq!(members.matches(" alive ").count(), 4, "{word}: {members}");
-        // A client's agent may learn by its first write that the server it knew has restarted: docs/role-consul.md.
-        ground.hosts.root(3, &format!("consul kv put {word} yes || consul kv put {word} yes")).ok();
+        ground.stands(word);
         assert_eq!(ground.consul(&[]).ok().counted("changed"), 0, "{word}");
     }
     ground.configure("consul_tls: false\n");
     ground.consul(&[]).ends(4).says("is more than one step away");
+}
+
+/// Nobody has the authority's key any more, and agents talk by what it signed.
+#[test]
+fn an_authority_whose_key_is_lost_is_replaced_step_by_step() {
+    let ground = Ground::new(1);
+    ground.configure("consul_tls: true\n");
+    ground.consul(&[]).ok();
+    let (links, authority) = (ground.all("readlink /etc/consul.d/tls"), ground.all("cat /etc/consul.d/tls/ca.pem"));
+    let delete = |name: &str| ground.project.controller(["secret", "delete", name, "--force"]).ok();
+    // Its certificate alone is made again out of the key; the key is not.
+    delete("ca/certificate");
+    assert_eq!(ground.consul(&[]).ok().counted("changed"), 0);
+    assert_eq!(ground.project.controller(["secret", "get", "ca/certificate"]).ok().text(), authority[0]);
+    let key = ground.project.controller(["secret", "get", "ca/key"]).ok().out;
+    delete("ca/key");
+    ground.consul(&[]).ends(4).says("the key of the cluster's authority is lost").says("docs/certificates.md");
+    // A backup of it, and all is as before.
+    ground.project.write("backup", &key);
+    let put = format!("'{}' secret put ca/key --force < backup", rollcall_tests::program("controller").display());
+    ground.project.shell(&put).ok();
+    assert_eq!(ground.consul(&[]).ok().counted("changed"), 0);
+
+    // Without one: another authority, and down the steps with the old certificates.
+    delete("ca/key");
+    delete("ca/certificate");
+    ground.consul(&[]).ends(4).says("is in use, and is of another authority");
+    for word in ["use", "accept"] {
+        ground.configure(&format!("consul_tls: {word}\n"));
+        ground.consul(&[]).ok().says("is of another authority than the cluster's, and stays");
+        assert_eq!(ground.all("readlink /etc/consul.d/tls"), links, "{word}");
+        ground.stands(word);
+    }
+    let replaced = ground.consul(&[]).ok();
+    assert_eq!(replaced.counted("changed"), 4, "the certificate and the reload: {}", replaced.report());
+    for word in ["use", "true"] {
+        ground.configure(&format!("consul_tls: {word}\n"));
+        ground.consul(&[]).ok();
+        ground.stands(word);
+    }
+    assert_eq!(ground.consul(&[]).ok().counted("changed"), 0);
+    let newer = ground.all("cat /etc/consul.d/tls/ca.pem");
+    assert!(newer[0] != authority[0] && newer[1] == newer[0]);
 }

@@ -417,7 +417,9 @@ fn a_running_cluster_is_led_over_in_two_steps_and_its_writers_lose_nothing() {
     cluster.run(&[]).ok();
     writers.end("");
     cluster.is_silent();
-    // Nobody needs a token yet, and everybody can have one.
+    // Nobody needs a token yet, and everybody can have one; but not one that Consul does not know.
+    let unknown = "7dfb6ba6-0ee9-4d91-8a3a-9a4f1d7a3c11";
+    cluster.request(CLIENT, unknown, &format!("--request PUT --data x {API}/kv/first/x")).ends(22);
     let made = ["token", "create", "writer", "--product", "consul", "--policy", "rollcall-operator"];
     let token = cluster.project.controller(made).ok().text().to_owned();
 

@@ -196,4 +196,37 @@ fn what_nomad_refuses_does_not_get_to_its_place() {
     cluster.run(["--limit", "nomad_servers"]).ok();
     let config: Value = cluster.hosts.root(0, "cat /etc/nomad.d/nomad.json").ok().json();
     assert_eq!((config.get("telemetry"), &config["log_level"]), (None, &"WARN".into()), "{config}");
+    files_of_ones_own(&cluster);
+}
+
+/// Files in Nomad's own language and the licence: checked, shown, read after the role's file, and gone with their variables.
+fn files_of_ones_own(cluster: &Cluster) {
+    let one = ["--limit", cluster.hosts.name(0)];
+    let there = "cd /etc/nomad.d; stat --format '%n %a %U:%G' override-* rollcall.hclic 2> /dev/null; true";
+    cluster.configure("nomad_config_files: [more.txt]\n");
+    cluster.run(one).ends(3).says("nomad_config_files is a list of .json and .hcl files");
+    cluster.configure("nomad_config_files: [more.hcl]\n");
+    cluster.run(one).ends(4).says("more.hcl");
+    cluster.project.write("files/more.hcl", "server { nope = 321 }\n");
+    cluster.run(one).ends(4).says("unexpected keys nope");
+    assert_eq!(cluster.hosts.root(0, there).ok().out, "");
+
+    cluster.project.write("files/more.hcl", "limits { http_max_conns_per_client = 321 }\n");
+    cluster.configure("nomad_config_files: [more.hcl]\nnomad_license: the-licence\n");
+    let shown = cluster.project.controller(["run", "nomad.yaml", "--check", "--diff", one[0], one[1]]).ok();
+    shown.says("+limits { http_max_conns_per_client = 321 }");
+    cluster.run(one).ok();
+    assert_eq!(
+        cluster.hosts.root(0, there).ok().out,
+        "override-more.hcl 640 root:nomad\nrollcall.hclic 640 root:nomad\n"
+    );
+    let own = &cluster.get(0, "/v1/agent/self")["config"];
+    assert_eq!(own["Limits"]["HTTPMaxConnsPerClient"], 321, "{own}");
+    assert_eq!(own["Server"]["LicensePath"], "/etc/nomad.d/rollcall.hclic", "{own}");
+    assert_eq!(cluster.run(one).ok().counted("changed"), 0);
+
+    cluster.configure("");
+    cluster.run(one).ok();
+    assert_eq!(cluster.hosts.root(0, there).ok().out, "");
+    assert_eq!(cluster.get(0, "/v1/agent/self")["config"]["Limits"]["HTTPMaxConnsPerClient"], 100);
 }

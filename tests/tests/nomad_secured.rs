@@ -405,6 +405,19 @@ fn a_running_cluster_is_not_led_over_by_halves() {
     let management = cluster.secret("nomad/management");
     let jobs = cluster.request(CLIENT, &management, &format!("{API}/job/kept/allocations")).ok().json();
     assert_eq!((jobs[0]["ClientStatus"].as_str(), jobs.as_array().map(Vec::len)), (Some("running"), Some(1)), "{jobs}");
+    // Its authority is lost, with its key: another one is not taken over by agents that talk by it.
+    for name in ["ca/key", "ca/certificate"] {
+        cluster.project.controller(["secret", "delete", name, "--force"]).ok();
+    }
+    let authority = cluster.all("cat /etc/nomad.d/tls/ca.pem");
+    cluster.run(&[]).ends(4).says("is in use, and is of another authority");
+    cluster.project.controller(["exec", "nomad_servers:nomad_clients", "-b", "--", "systemctl", "stop", "nomad"]).ok();
+    cluster.run(&[]).ok();
+    cluster.is_silent();
+    assert_ne!(cluster.all("cat /etc/nomad.d/tls/ca.pem"), authority);
+    cluster.is_whole(&management);
+    let jobs = cluster.request(CLIENT, &management, &format!("{API}/job/kept/allocations")).ok().json();
+    assert_eq!((jobs[0]["ClientStatus"].as_str(), jobs.as_array().map(Vec::len)), (Some("running"), Some(1)), "{jobs}");
     // And not back by halves either.
     cluster.configure("nomad_encrypt: true\nnomad_acl: true\n");
     cluster.run(&[]).ends(4).says("Nomad runs here with TLS, and nomad_tls is False");

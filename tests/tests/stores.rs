@@ -145,6 +145,7 @@ fn vault_settings(token: std::path::PathBuf) -> settings::Vault {
         ca_file: None,
         auth: settings::VaultAuth::TokenFile(token),
         timeout: Duration::from_secs(30),
+        patience: Duration::from_mins(1),
     }
 }
 
@@ -358,6 +359,7 @@ fn aws_settings(recovery_days: i64) -> settings::Aws {
         kms_key: None,
         recovery_days,
         timeout: Duration::from_mins(1),
+        patience: Duration::from_mins(1),
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Authority, Holder, LIFETIMES, PkiError, request};
 use crate::secrets::{
     Created, Name, Secret, SecretStore,
     grants::{GrantError, Issued, Product, SignRequest},
-    issuer::{PATIENCE, Told, patient, refusal},
+    issuer::{Told, patient, refusal},
     ownership::{Reader, Role},
     redact,
 };
@@ -188,18 +188,18 @@ struct Shelf<'a> {
 impl Shelf<'_> {
     async fn get(self, name: &str) -> Result<Option<Secret>, GrantError> {
         let name = known(name)?;
-        patient(PATIENCE, self.told, || self.store.get(&name)).await.map_err(refusal)
+        patient(self.store.patience(), self.told, || self.store.get(&name)).await.map_err(refusal)
     }
 
     /// With the same value each time, so that it makes no difference whether a try of which nobody knows happened.
     async fn create(self, name: &str, value: &Secret) -> Result<Created, GrantError> {
         let name = known(name)?;
-        patient(PATIENCE, self.told, || self.store.create(&name, value)).await.map_err(refusal)
+        patient(self.store.patience(), self.told, || self.store.create(&name, value)).await.map_err(refusal)
     }
 
     async fn put(self, name: &str, value: &Secret) -> Result<(), GrantError> {
         let name = known(name)?;
-        patient(PATIENCE, self.told, || self.store.put(&name, value)).await.map_err(refusal)
+        patient(self.store.patience(), self.told, || self.store.put(&name, value)).await.map_err(refusal)
     }
 
     /// Makes the certificate known beside the key; the key's record decides.

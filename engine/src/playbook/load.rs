@@ -154,10 +154,11 @@ pub(super) struct State<'a> {
 
 impl<'a> State<'a> {
     fn new(loader: Loader<'a>) -> Self {
+        let project = loader.project.file.is_some().then(|| loader.project.root.clone());
         Self {
             loader,
             out: Diagnostics::default(),
-            bundle: Bundle::default(),
+            bundle: Bundle { project, ..Bundle::default() },
             tree: Tree::default(),
             roles_used: Vec::new(),
             next_task: 1,

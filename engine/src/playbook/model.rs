@@ -27,6 +27,9 @@ pub struct Bundle {
     pub task_files: BTreeMap<PathBuf, Arc<Vec<Item>>>,
     /// Variable files that `include_vars` may ask for, by path.
     pub vars_files: BTreeMap<PathBuf, Arc<Node>>,
+    /// The project's folder, whose `files/` and `templates/` count for playbooks that lie elsewhere; `None`: it is no project.
+    #[serde(default)]
+    pub project: Option<PathBuf>,
     /// Paths of all source files by [`crate::diag::FileId`], so that a host can name places.
     pub sources: Vec<PathBuf>,
     /// What `--tags` and `--skip-tags` asked for: included tasks are selected when they are included.
@@ -474,6 +477,9 @@ impl Bundle {
         if let Some(dir) = play {
             out.extend([dir.join(folder), dir.to_path_buf()]);
         }
+        let project =
+            self.project.iter().map(|dir| dir.join(folder)).filter(|dir| !out.contains(dir)).collect::<Vec<_>>();
+        out.extend(project);
         out
     }
 

@@ -231,7 +231,8 @@ fn wrong(task: &Task, failure: &Failure) -> EvalError {
 
 fn missing<V>(task: &Task, what: &str, name: &str, known: &std::collections::BTreeMap<PathBuf, V>) -> EvalError {
     let names: Vec<&str> = known.keys().filter_map(|p| p.file_name()?.to_str()).collect();
-    let diagnostic = Diagnostic::error(task.span, format!("no {what} '{name}' in the role or beside the playbook"));
+    let diagnostic =
+        Diagnostic::error(task.span, format!("no {what} '{name}' in the role, beside the playbook or in the project"));
     match nearest(name, names) {
         Some(near) => diagnostic.hint(format!("did you mean '{near}'?")),
         None => diagnostic,

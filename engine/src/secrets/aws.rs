@@ -271,6 +271,10 @@ impl SecretStore for AwsStore {
         self.store.clone()
     }
 
+    fn patience(&self) -> Duration {
+        self.settings.patience
+    }
+
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError> {
         check_value(&self.store, name, value)?;
         match self.create_call(name, value).await? {

@@ -30,8 +30,6 @@ use super::{
 
 mod signing;
 
-/// How long a store that may come back is asked.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The first pause between two attempts, doubled with each.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The longest.
@@ -125,7 +123,8 @@ pub struct Issuer {
     /// When the authority could not be had, what was wished then, and why.
     unsigned: AsyncMutex<Option<(Instant, Wish, GrantError)>>,
     cluster: String,
-    patience: Duration,
+    /// Instead of what the store's settings say.
+    patience: Option<Duration>,
 }
 
 impl fmt::Debug for Issuer {
@@ -145,7 +144,7 @@ impl Issuer {
             pki: OnceCell::new(),
             unsigned: AsyncMutex::default(),
             cluster: String::new(),
-            patience: PATIENCE,
+            patience: None,
         }
     }
 
@@ -269,12 +268,13 @@ impl Issuer {
             Arc::clone(self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default());
         let mut slot = slot.lock().await;
         let store = self.store().await?;
-        let there = patient(self.patience, told, || store.get(&name)).await.map_err(refusal)?;
+        let patience = self.patience.unwrap_or_else(|| store.patience());
+        let there = patient(patience, told, || store.get(&name)).await.map_err(refusal)?;
         let stands = match there {
-            None => create(&store, self.patience, &name, value.clone(), told).await?,
+            None => create(&store, patience, &name, value.clone(), told).await?,
             Some(there) if Some(&there) == in_place_of && there != *value => {
-                patient(self.patience, told, || store.put(&name, value)).await.map_err(refusal)?;
-                let read = patient(self.patience, told, || store.get(&name)).await.map_err(refusal)?;
+                patient(patience, told, || store.put(&name, value)).await.map_err(refusal)?;
+                let read = patient(patience, told, || store.get(&name)).await.map_err(refusal)?;
                 read.ok_or_else(|| GrantError::refused(format!("'{name}' was written, and is not there")))?
             }
             Some(there) => there,
@@ -286,12 +286,13 @@ impl Issuer {
 
     async fn fetch(&self, name: &Name, wish: Wish, told: Told<'_>) -> Result<Secret, GrantError> {
         let store = self.store().await?;
+        let patience = self.patience.unwrap_or_else(|| store.patience());
         let maker = Rule::of(name).map(|rule| rule.maker);
-        let value = match patient(self.patience, told, || store.get(name)).await.map_err(refusal)? {
+        let value = match patient(patience, told, || store.get(name)).await.map_err(refusal)? {
             Some(value) => value,
             None => {
                 let make = made(&store.describe(), name, maker, wish)?;
-                create(&store, self.patience, name, make, told).await?
+                create(&store, patience, name, make, told).await?
             }
         };
         if value.expose().len() < MIN_VALUE {

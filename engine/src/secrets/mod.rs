@@ -4,7 +4,7 @@
 //! looks the name up in the [ownership table](ownership) and reads the [store](SecretStore). What Rollcall itself makes is
 //! made there too: written first with a create-only call, and read back, so that of any number of makers all use one value.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
@@ -32,6 +32,8 @@ pub use witness::Stamp;
 pub const MAX_VALUE: usize = 64 * 1024;
 /// Bytes of a value at least: what is shorter stands in other words too, and could not be kept out of what is shown.
 pub const MIN_VALUE: usize = 6;
+/// How long a store that may come back is asked, unless its settings say otherwise.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// Bytes of a name at most.
 pub const MAX_NAME: usize = 200;
 
@@ -200,6 +202,11 @@ pub fn check_value(store: &str, name: &Name, value: &Secret) -> Result<(), Store
 pub trait SecretStore: fmt::Debug + Send + Sync {
     /// What messages call it: kind and place (`the file store /home/ops/kraken.age`).
     fn describe(&self) -> String;
+
+    /// How long a run asks a store that cannot be used now.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// Gives a name its value if it has none. Of any number that race, exactly one hears [`Created::New`].
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError>;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use super::PATIENCE;
 use crate::{
     diag::{Diagnostic, Diagnostics, suggest},
     node::{Fields, Kind, Node},
@@ -67,6 +68,8 @@ pub struct Vault {
     pub auth: VaultAuth,
     /// How long an answer may take.
     pub timeout: Duration,
+    /// How long a run asks a store that is sealed or does not answer.
+    pub patience: Duration,
 }
 
 /// How to log in to Vault.
@@ -104,6 +107,8 @@ pub struct Aws {
     pub recovery_days: i64,
     /// How long an answer may take, repeated tries included.
     pub timeout: Duration,
+    /// How long a run asks a store that does not answer.
+    pub patience: Duration,
 }
 
 impl Settings {
@@ -184,6 +189,7 @@ impl Vault {
             ca_file: path(fields, "ca_file", root, out),
             auth: VaultAuth::read(fields, root, out),
             timeout: fields.take("timeout").and_then(|n| seconds(n, "timeout", false, out)).unwrap_or(TIMEOUT),
+            patience: fields.take("patience").and_then(|n| seconds(n, "patience", true, out)).unwrap_or(PATIENCE),
         }
     }
 }
@@ -243,6 +249,7 @@ impl Aws {
             kms_key,
             recovery_days,
             timeout: fields.take("timeout").and_then(|n| seconds(n, "timeout", false, out)).unwrap_or(TIMEOUT),
+            patience: fields.take("patience").and_then(|n| seconds(n, "patience", true, out)).unwrap_or(PATIENCE),
         }
     }
 }
@@ -312,7 +319,7 @@ mod tests {
         assert!(file.identity.unwrap().is_absolute());
         assert_eq!((file.recipients.len(), file.lock_timeout), (1, Duration::from_secs(2)));
         let vault = read(
-            "{type: vault, address: 'https://v:8200/', mount: kv/ops, ca_file: ca.pem, timeout: 5,\n  \
+            "{type: vault, address: 'https://v:8200/', mount: kv/ops, ca_file: ca.pem, timeout: 5, patience: 0,\n  \
              approle: {role_id_file: r, secret_id_file: s}}",
         );
         let Settings::Vault(vault) = vault.unwrap() else { panic!("another store") };

@@ -92,7 +92,7 @@ fn issuer(store: &Arc<Memory>) -> Issuer {
     let (store, mut own) = (Arc::clone(store) as Arc<dyn SecretStore>, Own::default());
     own.grant("app/*", vec!["web".into()]).unwrap();
     let open = move || Ok(Arc::clone(&store));
-    Issuer { patience: Duration::from_millis(1200), ..Issuer::new(Box::new(open), own) }
+    Issuer { patience: Some(Duration::from_millis(1200)), ..Issuer::new(Box::new(open), own) }
 }
 
 async fn ask(issuer: &Issuer, groups: &[&str], name: &str, wish: Wish) -> Result<String, GrantError> {
