@@ -322,15 +322,15 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
     assert_eq!(said.len(), 1, "{said:?}");
     (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
     let ended = say(&cluster.project, &ROTATE).ok();
-    for host in 0..=CLIENT {
+    for (host, old) in before.iter().enumerate() {
         ended
             .clone()
             .says(&format!("rotated: consul/token/nomad/{}\n", cluster.hosts.name(host)))
             .never_says(&own(host));
         assert_eq!(kept(host).as_deref(), Some(own(host).as_str()));
-        assert_ne!(own(host), before[host]);
+        assert_ne!(own(host), *old);
         ask(&own(host)).ok();
-        ask(&before[host]).ends(22);
+        ask(old).ends(22);
         // The one that runs has read it.
         let newer = "test \"$(date -d \"$(systemctl show --property ExecMainStartTimestamp --value nomad)\" +%s)\" -ge \"$(stat --format %Y /etc/nomad.d/consul.json)\"";
         cluster.hosts.root(host, newer).ok();

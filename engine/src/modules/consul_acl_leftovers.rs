@@ -102,7 +102,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     if left.rules.is_empty() && left.methods.is_empty() {
         return Ok(Plan::Unchanged(left.told(Outcome::unchanged())));
     }
-    let lines: String = left.removed().iter().map(|line| format!("{line}\n")).collect();
+    let lines = left.removed().join("\n") + "\n";
     let diff = api::diff("consul's logins of before".into(), &lines, "");
     let planned = left.told(Outcome::changed());
     let (done, wait) = (planned.clone(), args.wait);
