@@ -251,7 +251,7 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
 
     // A run of all of it has the client left, and then nothing.
     let rest = cluster.run([]).ok();
-    assert_eq!(rest.counted("changed"), 2, "{}", rest.report());
+    assert_eq!(rest.counted("changed"), 4, "{}", rest.report());
     let again = cluster.run([]).ok();
     assert_eq!(again.counted("changed"), 0, "{}", again.report());
 

@@ -73,6 +73,19 @@ impl Cluster {
         self.hosts.root(0, line).ok().json()
     }
 
+    /// The nodes, as soon as there is one that is ready: a client registers a moment after it has found servers.
+    #[track_caller]
+    fn nodes(&self) -> Value {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let nodes = self.get(0, "/v1/nodes");
+            if nodes[0]["Status"] == "ready" || std::time::Instant::now() > until {
+                return nodes;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    }
+
     /// Seconds since 1970 of a pattern in the unit's journal.
     #[track_caller]
     fn journal(&self, host: usize, pattern: &str) -> Vec<f64> {
@@ -110,7 +123,7 @@ fn a_cluster_of_nomad_forms_and_runs_a_job_through_a_change() {
 
     let health = cluster.health();
     assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
-    let nodes = cluster.get(0, "/v1/nodes");
+    let nodes = cluster.nodes();
     assert_eq!(nodes.as_array().map(Vec::len), Some(1), "servers run nothing: {nodes}");
     assert_eq!((&nodes[0]["Status"], &nodes[0]["Name"]), (&"ready".into(), &cluster.hosts.name(CLIENT).into()));
     let node = cluster.get(0, &format!("/v1/node/{}", nodes[0]["ID"].as_str().expect("it has an id")));
@@ -214,7 +227,7 @@ fn files_of_ones_own(cluster: &Cluster) {
     cluster.project.write("files/more.hcl", "limits { http_max_conns_per_client = 321 }\n");
     cluster.configure("nomad_config_files: [more.hcl]\nnomad_license: the-licence\n");
     let shown = cluster.project.controller(["run", "nomad.yaml", "--check", "--diff", one[0], one[1]]).ok();
-    shown.says("+limits { http_max_conns_per_client = 321 }");
+    shown.says("+ limits { http_max_conns_per_client = 321 }");
     cluster.run(one).ok();
     assert_eq!(
         cluster.hosts.root(0, there).ok().out,
