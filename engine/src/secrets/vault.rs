@@ -430,8 +430,7 @@ impl SecretStore for VaultStore {
             return Err(self.refused(name, &answer));
         }
         let made = answer.body["data"]["metadata"]["created_time"].as_str().and_then(|time| time.parse().ok());
-        let stamp =
-            made.map(|time: jiff::Timestamp| Stamp { made: time.as_millisecond(), version: answer.version() });
+        let stamp = made.map(|time: jiff::Timestamp| Stamp { made: time.as_millisecond(), version: answer.version() });
         match answer.body["data"]["data"]["value"].as_str() {
             Some(value) => Ok(Some((Secret::new(value), stamp))),
             None => Err(StoreError::Impossible {

@@ -42,7 +42,8 @@ impl Stamp {
     }
 
     fn shown(self) -> String {
-        let time = jiff::Timestamp::from_millisecond(self.made).map_or_else(|_| self.made.to_string(), |t| t.to_string());
+        let time =
+            jiff::Timestamp::from_millisecond(self.made).map_or_else(|_| self.made.to_string(), |t| t.to_string());
         self.version.map_or_else(|| time.clone(), |version| format!("{time}, version {version}"))
     }
 }
@@ -101,7 +102,10 @@ impl Witnessed {
         let seen = self.seen(name);
         let why = match (found, seen) {
             (None, Some(seen)) if LASTING.contains(&name.as_str()) => {
-                format!("'{name}' is gone, and nobody deleted it from here: this machine saw the one of {}", seen.shown())
+                format!(
+                    "'{name}' is gone, and nobody deleted it from here: this machine saw the one of {}",
+                    seen.shown()
+                )
             }
             (Some(Some(stamp)), Some(seen)) if stamp.is_older_than(seen) => format!(
                 "'{name}' is an old one: it was written {}, and this machine saw the one of {} already",
