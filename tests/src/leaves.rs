@@ -29,7 +29,7 @@ impl Aged {
     /// A leaf that ended a minute ago.
     #[track_caller]
     pub fn ended(project: &Project, holder: &Holder<'_>) -> Self {
-        Self::sign(project, holder, AGO - Duration::from_mins(1))
+        Self::sign(project, holder, AGO.saturating_sub(Duration::from_mins(1)))
     }
 
     #[track_caller]
