@@ -29,7 +29,7 @@ impl Aged {
     /// A leaf that ended a minute ago.
     #[track_caller]
     pub fn ended(project: &Project, holder: &Holder<'_>) -> Self {
-        Self::sign(project, holder, AGO - Duration::from_mins(1))
+        Self::sign(project, holder, AGO.saturating_sub(Duration::from_mins(1)))
     }
 
     #[track_caller]
@@ -38,8 +38,9 @@ impl Aged {
         let authority = Authority::from_record(&record).expect("the store holds the cluster's authority");
         let made = request::make().expect("a key can be made");
         let key = request::public_key(&made.csr).expect("the request is our own");
-        let certificate =
-            authority.sign(&key, holder, life, SystemTime::now() - AGO).expect("the authority counts since an hour ago");
+        let certificate = authority
+            .sign(&key, holder, life, SystemTime::now() - AGO)
+            .expect("the authority counts since an hour ago");
         Self { certificate, key: made.key.to_string() }
     }
 

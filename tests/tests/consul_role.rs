@@ -55,7 +55,12 @@ impl Cluster {
     /// Journals begin anew: what is counted from here on is of here on.
     fn journals_begin(&self) {
         for server in 0..SERVERS {
-            self.hosts.root(server, "journalctl --quiet --rotate --vacuum-time=1us && sleep 1 && journalctl --quiet --vacuum-time=1us").ok();
+            self.hosts
+                .root(
+                    server,
+                    "journalctl --quiet --rotate --vacuum-time=1us && sleep 1 && journalctl --quiet --vacuum-time=1us",
+                )
+                .ok();
         }
     }
 
@@ -210,7 +215,12 @@ fn a_change_to_all_servers_goes_one_by_one_under_a_writer() {
     writer.wait(Duration::from_mins(10)).ok();
     behind.wait(Duration::from_mins(10)).ok();
     observer.wait(Duration::from_mins(10)).ok();
-    assert_eq!(changed.counted("changed"), 4 * SERVERS as u64, "three files and the restart, each: {}", changed.report());
+    assert_eq!(
+        changed.counted("changed"),
+        4 * SERVERS as u64,
+        "three files and the restart, each: {}",
+        changed.report()
+    );
     let own = cluster.hosts.root(0, "curl --silent --fail http://127.0.0.1:8500/v1/agent/self").ok().json();
     assert_eq!(own["DebugConfig"]["HTTPMaxConnsPerClient"], 500, "{own}");
     assert!(cluster.hosts.read(0, "/etc/consul.d/consul.json").contains(license));

@@ -302,7 +302,9 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     let data = || cluster.hosts.root(CLIENT, &format!("curl --silent {stored}")).out == "secret";
     start("/etc/consul.d/tls", "rogue");
     // The servers see it, for it has the gossip key, and refuse to talk to it as to one of them.
-    let refused = format!("journalctl --unit consul --quiet | grep '{address}:8300' | grep --count 'x509: certificate is valid for'");
+    let refused = format!(
+        "journalctl --unit consul --quiet | grep '{address}:8300' | grep --count 'x509: certificate is valid for'"
+    );
     let until = Instant::now() + Duration::from_mins(1);
     while (0..SERVERS).all(|server| cluster.hosts.root(server, &refused).code != 0) {
         assert!(Instant::now() < until, "nobody refuses it");
@@ -318,7 +320,10 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     // With a server's certificate, the same agent is taken for one at once: it is the certificate that kept it out.
     for file in ["ca.pem", "cert.pem", "key.pem"] {
         let text = cluster.hosts.read(0, &format!("/etc/consul.d/tls/{file}"));
-        cluster.hosts.root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT")).ok();
+        cluster
+            .hosts
+            .root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT"))
+            .ok();
     }
     start("/run/rogue/tls", "control");
     let until = Instant::now() + Duration::from_mins(2);
@@ -365,7 +370,13 @@ impl<'a> Writers<'a> {
                  [ ! -e stop ] || break; first=$1; shift; set -- \"$@\" $first; sleep 0.01; done; \
                  echo \"$n $code $end $1 $(head -c 200 {kind}.body)\" >> {kind}; sleep 0.1; done"
             );
-            Running::start(&mut cluster.hosts.lab.command(["exec", "--direct", cluster.hosts.name(CLIENT), "--", &script]))
+            Running::start(&mut cluster.hosts.lab.command([
+                "exec",
+                "--direct",
+                cluster.hosts.name(CLIENT),
+                "--",
+                &script,
+            ]))
         };
         let running = vec![writer("servers", &servers.join(" ")), writer("agent", "127.0.0.1")];
         std::thread::sleep(Duration::from_secs(1));
@@ -387,7 +398,11 @@ impl<'a> Writers<'a> {
                 writes.lines().partition(|line| line.split(' ').nth(1) == Some("200"));
             assert!(done.len() > 50, "{writes}");
             assert!(!failed.iter().any(|line| line.contains(" 403 ")), "{name}, {kind}:\n{}", failed.join("\n"));
-            assert!(failed.len() <= elections + spared, "{name}, {kind}: {elections} elections:\n{}", failed.join("\n"));
+            assert!(
+                failed.len() <= elections + spared,
+                "{name}, {kind}: {elections} elections:\n{}",
+                failed.join("\n")
+            );
             let keys = cluster.request(CLIENT, token, &format!("'{API}/kv/{name}/{kind}/?keys'")).ok().json();
             let keys: Vec<&str> = keys.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             for line in done {

@@ -85,7 +85,9 @@ impl<'a> Vault<'a> {
         let (project, lab) = (&cluster.project, &cluster.hosts.lab);
         project.write("vault-token", "the-first-token");
         project.shell("chmod 600 vault-token").ok();
-        project.add_settings(&format!("store: {{type: vault, address: '{VAULT}', token_file: vault-token, patience: 4}}\n"));
+        project.add_settings(&format!(
+            "store: {{type: vault, address: '{VAULT}', token_file: vault-token, patience: 4}}\n"
+        ));
         let log = project.path().join("vault.log");
         let line = format!(
             "exec '{}' server -dev -dev-no-store-token -dev-listen-address=127.0.0.1:18200 -dev-root-token-id=the-first-token > '{}' 2>&1",

@@ -275,7 +275,9 @@ fn what_ends_soon_is_renewed(cluster: &Cluster, management: &str) {
     let served = "openssl s_client -connect 127.0.0.1:4646 < /dev/null 2> /dev/null | openssl x509 -noout -serial";
     let task = "pgrep --oldest --full '/bin/sleep 100000'";
     let (before, kept) = (cluster.all(PROCESS), cluster.hosts.root(CLIENT, task).ok().out);
-    for (sign, why) in [(Aged::ends_soon as fn(&Project, &Holder<'_>) -> Aged, "it ends on"), (Aged::ended, "it ended on")] {
+    for (sign, why) in
+        [(Aged::ends_soon as fn(&Project, &Holder<'_>) -> Aged, "it ends on"), (Aged::ended, "it ended on")]
+    {
         for host in 0..ALL {
             let server = host < SERVERS;
             let holder = Holder {
@@ -312,14 +314,14 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     cluster.hosts.root(CLIENT, "systemctl stop nomad").ok();
     let config: Value =
         serde_json::from_str(&cluster.hosts.read(CLIENT, "/etc/nomad.d/nomad.json")).expect("it is JSON");
-    let gossip: Value =
-        serde_json::from_str(&cluster.hosts.read(0, "/etc/nomad.d/gossip.json")).expect("it is JSON");
+    let gossip: Value = serde_json::from_str(&cluster.hosts.read(0, "/etc/nomad.d/gossip.json")).expect("it is JSON");
     let start = |tls: &str, unit: &str| {
         let mut config = config.clone();
         let map = config.as_object_mut().expect("it is a mapping");
         let join = map["client"]["server_join"].clone();
         map.retain(|key, _| !["client", "plugin"].contains(&key.as_str()));
-        config["server"] = serde_json::json!({"enabled": true, "server_join": join, "encrypt": gossip["server"]["encrypt"]});
+        config["server"] =
+            serde_json::json!({"enabled": true, "server_join": join, "encrypt": gossip["server"]["encrypt"]});
         config["name"] = "rogue".into();
         config["data_dir"] = "/run/rogue/data".into();
         for (key, file) in [("ca_file", "ca.pem"), ("cert_file", "cert.pem"), ("key_file", "key.pem")] {
@@ -348,7 +350,8 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     // What it knows of the cluster, asked itself.
     let knows = || cluster.request(CLIENT, management, &format!("'{API}/jobs?stale'")).text().contains("\"kept\"");
     start("/etc/nomad.d/tls", "rogue");
-    let refused = "journalctl --unit nomad --quiet | grep --count 'x509: certificate is valid for .*, not server.global.nomad'";
+    let refused =
+        "journalctl --unit nomad --quiet | grep --count 'x509: certificate is valid for .*, not server.global.nomad'";
     let until = Instant::now() + Duration::from_mins(1);
     while (0..SERVERS).all(|server| cluster.hosts.root(server, refused).code != 0) {
         let journal = cluster.hosts.root(CLIENT, "journalctl --unit rogue --quiet | tail -20");
@@ -364,7 +367,10 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     // With a server's certificate, the same agent is taken for one at once: it is the certificate that kept it out.
     for file in ["ca.pem", "cert.pem", "key.pem"] {
         let text = cluster.hosts.read(0, &format!("/etc/nomad.d/tls/{file}"));
-        cluster.hosts.root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT")).ok();
+        cluster
+            .hosts
+            .root(CLIENT, &format!("mkdir -p /run/rogue/tls && cat > /run/rogue/tls/{file} <<'EOT'\n{text}EOT"))
+            .ok();
     }
     start("/run/rogue/tls", "control");
     let until = Instant::now() + Duration::from_mins(2);

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Host, Lab, Project, Said};
 use serde_json::Value;
 
 /// Two servers of Consul and a client, as far as the ownership table knows: nothing is installed.
@@ -381,6 +381,12 @@ fn a_known_value_is_found_nowhere_else() {
             assert!(after.iter().all(|place| belongs(place)), "{after:?}");
         }
     }
+    for host in ground.hosts.hosts() {
+        assert_eq!(in_user_data(&ground, host, &value), [false; 2], "{}", host.name);
+    }
+    // The lab's jump host has some of its own, which the same search finds.
+    let jump = ground.hosts.lab.host("jump");
+    assert_eq!(in_user_data(&ground, &jump, "planted-in-user-data"), [true; 2]);
     let machine =
         format!("grep --recursive --files-with-matches --fixed-strings -e '{value}' -e '{encoded}' ~ . || true");
     ground.project.write("planted", &value);
@@ -389,6 +395,20 @@ fn a_known_value_is_found_nowhere_else() {
         "./planted",
         "on the controller's side only the control is found"
     );
+}
+
+/// Whether an instance's user-data holds a text: as EC2's API tells it, and as the instance's metadata service does.
+fn in_user_data(ground: &Ground, host: &Host, text: &str) -> [bool; 2] {
+    let lab = &ground.hosts.lab;
+    let told = lab.ec2(&format!("Action=DescribeInstanceAttribute&InstanceId={}&Attribute=userData", host.id)).ok();
+    assert!(told.out.contains(&host.id) && told.out.contains("userData"), "{}", told.report());
+    let value = told.out.split_once("<value>").and_then(|(_, rest)| rest.split_once("</value>"));
+    let decoded =
+        value.map(|(data, _)| ground.project.shell(&format!("printf %s '{data}' | base64 --decode")).ok().out);
+    let service = "at=http://169.254.169.254/latest; curl --silent --header \"X-aws-ec2-metadata-token: $(curl --silent --request PUT $at/api/token \
+                   --header 'X-aws-ec2-metadata-token-ttl-seconds: 60')\" $at/user-data";
+    let served = lab.root(&host.name, service).ok().out;
+    [decoded.is_some_and(|data| data.contains(text)), served.contains(text)]
 }
 
 /// Where the plays above put it; nobody else can read what they closed.
@@ -439,7 +459,9 @@ fn who_is_aborted_leaves_no_core_dump() {
     let folders = ground.hosts.root(0, abort).ok().out;
     assert_eq!(folders.lines().count(), 2, "the agent, and its worker for another user: {folders}");
     let controller = running.id();
-    let abort = format!("touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}");
+    let abort = format!(
+        "touch /dev/shm/begun; sleep 0.1; prlimit --core=unlimited --pid {controller}; kill -ABRT {controller}"
+    );
     ground.project.shell(&abort).ok();
     running.wait(Duration::from_mins(1)).ends(134);
     std::thread::sleep(Duration::from_secs(2));

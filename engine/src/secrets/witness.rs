@@ -98,21 +98,22 @@ impl Witnessed {
     }
 
     /// Compares an answer with what was seen, and remembers it.
-    fn compare(&self, name: &Name, found: Option<Option<Stamp>>) -> Result<(), StoreError> {
+    fn compare(&self, name: &Name, found: Option<&(Secret, Option<Stamp>)>) -> Result<(), StoreError> {
         let seen = self.seen(name);
-        let why = match (found, seen) {
-            (None, Some(seen)) if LASTING.contains(&name.as_str()) => {
+        let (there, stamp) = (found.is_some(), found.and_then(|(_, stamp)| *stamp));
+        let why = match (stamp, seen) {
+            (None, Some(seen)) if !there && LASTING.contains(&name.as_str()) => {
                 format!(
                     "'{name}' is gone, and nobody deleted it from here: this machine saw the one of {}",
                     seen.shown()
                 )
             }
-            (Some(Some(stamp)), Some(seen)) if stamp.is_older_than(seen) => format!(
+            (Some(stamp), Some(seen)) if stamp.is_older_than(seen) => format!(
                 "'{name}' is an old one: it was written {}, and this machine saw the one of {} already",
                 stamp.shown(),
                 seen.shown()
             ),
-            (Some(Some(stamp)), seen) => {
+            (Some(stamp), seen) => {
                 if seen != Some(stamp) {
                     self.remember(name, stamp);
                 }
@@ -154,7 +155,7 @@ impl SecretStore for Witnessed {
         let mut tries = 1;
         loop {
             let found = self.store.get_dated(name).await?;
-            match self.compare(name, found.as_ref().map(|(_, stamp)| *stamp)) {
+            match self.compare(name, found.as_ref()) {
                 Ok(()) => return Ok(found),
                 Err(error) if tries == TRIES => return Err(error),
                 Err(_) => tokio::time::sleep(self.pause).await,
