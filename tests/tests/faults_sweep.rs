@@ -161,7 +161,11 @@ fn seeded_kills_at_system_calls_of_a_bootstrap_are_repaired_by_running_again() {
             }
             assert_eq!(kills, SAMPLE, "the calls are not met");
         }
-        counted(&format!("{who:?} killed (-9) at a system call of the bootstrap"), kills.saturating_sub(failed.len() as u64), kills);
+        counted(
+            &format!("{who:?} killed (-9) at a system call of the bootstrap"),
+            kills.saturating_sub(failed.len() as u64),
+            kills,
+        );
         assert!(kills > 0, "nothing was killed");
         assert!(failed.is_empty(), "{} of {kills}\n\n{}", failed.len(), failed.join("\n\n"));
     }

@@ -35,6 +35,9 @@ macro_rules! put_args {
                 follow []: bool = false;
                 /// A command that checks the new file before it replaces the old one; `%s` stands for it. There is no shell.
                 validate []: Option<String>;
+                /// Whether differences keep the content to themselves. Without it: of files that not everybody may read. What a secret went
+                /// into is never shown.
+                confidential []: Option<bool>;
             }
         }
     };
@@ -93,7 +96,12 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         let planner = Planner::new(cx, call.diff);
         let job =
             Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
-        let put = Put { validate: args.validate.clone(), backup: args.backup, ..Put::default() };
+        let put = Put {
+            validate: args.validate.clone(),
+            backup: args.backup,
+            confidential: args.confidential,
+            ..Put::default()
+        };
         if let Some(value) = &args.content {
             return inline(&job, &text(value), put, planner);
         }
@@ -318,6 +326,15 @@ mod tests {
         let (_, diffs) = twice(json!({"content": "secret-b\nkeep\n", "dest": dest, "mode": "0644"}), None);
         assert_eq!((diffs[0].hidden, diffs[0].after.as_str()), (true, "content hidden (1 lines changed)\n"));
         assert_eq!(diffs[1].after, "mode: 0644\n");
+        let limits = folder.path().join("limits");
+        let args = json!({"content": "open\n", "dest": limits, "mode": "0640", "confidential": false});
+        let (_, diffs) = twice(args, None);
+        assert_eq!((diffs[0].hidden, diffs[0].after.as_str()), (false, "open\n"));
+        let (_, diffs) = twice(
+            json!({"content": "x\n", "dest": folder.path().join("c"), "mode": "0644", "confidential": true}),
+            None,
+        );
+        assert!(diffs[0].hidden);
         let open = Some(Content::File { bytes: b"x".to_vec(), mode: 0o644, secret: true });
         let (_, diffs) = twice(json!({"src": "key", "dest": folder.path().join("open"), "mode": "0644"}), open);
         assert!(diffs[0].hidden && !format!("{diffs:?}").contains("\"x\""));

@@ -78,6 +78,8 @@ pub(super) struct Put {
     pub(super) backup: bool,
     /// Its content is never shown.
     pub(super) secret: bool,
+    /// Its content is not shown; `None`: unless everybody may read it.
+    pub(super) confidential: Option<bool>,
     /// The mode of its source.
     pub(super) source_mode: u32,
 }
@@ -225,7 +227,8 @@ impl<'a> Planner<'a> {
         self.push(Step::Write { path: path_buf, content: content.to_vec(), attrs, validate })?;
         let after = self.meta(path)?;
         let closed = |m: Option<&Meta>| m.is_some_and(|m| m.mode & 0o004 == 0);
-        let secret = put.secret || closed(after.as_ref()) || closed(kept);
+        let confidential = put.confidential.unwrap_or_else(|| closed(after.as_ref()) || closed(kept));
+        let secret = put.secret || confidential;
         let link = current.as_ref().is_some_and(|m| m.kind == FileKind::Symlink);
         let link_target = if link { self.host.base().read_link(path).ok() } else { None };
         self.diffs.push(content_diff(path, old.as_deref(), content, secret, self.show, link_target));

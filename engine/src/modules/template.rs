@@ -49,7 +49,13 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let folders = Perms { mode: None, ..perms.clone() };
     let into = call.args.get("dest").and_then(Value::as_str).is_some_and(|d| d.ends_with('/'));
     let job = Job { dest: &args.dest, into, force: args.force, follow: args.follow, perms: &perms, folders: &folders };
-    let put = Put { validate: args.validate.clone(), backup: args.backup, secret: *secret, source_mode: *mode };
+    let put = Put {
+        validate: args.validate.clone(),
+        backup: args.backup,
+        secret: *secret,
+        confidential: args.confidential,
+        source_mode: *mode,
+    };
     let name = [".tera", ".j2"].iter().find_map(|suffix| args.src.strip_suffix(suffix)).unwrap_or(&args.src);
     planned(cx, || single(&job, name, bytes, put, Planner::new(cx, call.diff)))
 }
