@@ -227,7 +227,7 @@ fn files_of_ones_own(cluster: &Cluster) {
     cluster.project.write("files/more.hcl", "limits { http_max_conns_per_client = 321 }\n");
     cluster.configure("nomad_config_files: [more.hcl]\nnomad_license: the-licence\n");
     let shown = cluster.project.controller(["run", "nomad.yaml", "--check", "--diff", one[0], one[1]]).ok();
-    shown.says("+ limits { http_max_conns_per_client = 321 }");
+    shown.says("limits { http_max_conns_per_client = 321 }");
     cluster.run(one).ok();
     assert_eq!(
         cluster.hosts.root(0, there).ok().out,
