@@ -428,11 +428,12 @@ const WAITS: &str = r#"
 "#;
 
 /// A line for the shell that lists the core dumps that are newer than `/dev/shm/begun` below some folders, and where systems
-/// keep those that the kernel hands to a program.
+/// keep those that the kernel hands to a program. A pattern without a folder means that of the process: one file may be found twice.
 fn dumps(folders: &str) -> String {
     format!(
-        "find {folders} \"$(dirname \"$(cat /proc/sys/kernel/core_pattern)\")\" /var/crash /var/lib/systemd/coredump -xdev -type f \
-         -newer /dev/shm/begun \\( -name 'core*' -o -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true"
+        "{{ find {folders} \"$(dirname \"$(cat /proc/sys/kernel/core_pattern)\")\" /var/crash /var/lib/systemd/coredump -xdev -type f \
+         -newer /dev/shm/begun \\( -name 'core*' -o -path '/var/crash/*' -o -path '/var/lib/systemd/coredump/*' \\) 2> /dev/null || true; }} \
+         | xargs --no-run-if-empty realpath | sort --unique"
     )
 }
 
