@@ -124,7 +124,8 @@ pub(super) fn plan<C: Bootstraps>(wanted: &Wanted<'_>, cx: &Cx<'_>) -> Result<Pl
     };
     let lower = product.name.to_lowercase();
     match client.with(&secret).own(false) {
-        Ok(token) if token.management => {
+        // A server that has not heard of it yet would refuse what comes next: that is waited for below.
+        Ok(token) if token.management && (cx.host.is_overlay() || client.with(&secret).own(true).is_ok()) => {
             let outcome = Outcome::unchanged().with("accessor_id", token.accessor);
             return Ok(match mark {
                 // Whoever bootstrapped it did not come to that, or is about to.
@@ -135,10 +136,12 @@ pub(super) fn plan<C: Bootstraps>(wanted: &Wanted<'_>, cx: &Cx<'_>) -> Result<Pl
                 _ => Plan::Unchanged(outcome),
             });
         }
-        Ok(token) => return Err(explain(product, BootstrapError::Weak { accessor: token.accessor })),
+        Ok(token) if !token.management => {
+            return Err(explain(product, BootstrapError::Weak { accessor: token.accessor }));
+        }
         Err(error) if cx.host.is_overlay() => return Ok(check(&client.with(&secret), error)),
         // Whatever it is, the bootstrap deals with it.
-        Err(_) => {}
+        _ => {}
     }
     let formed = mark.as_ref().is_some_and(|mark| mark.formed);
     let limits = Limits { peers: wanted.servers.map(|n| n as usize), formed, time: wanted.timeout };
