@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::{Host, Lab, Running, Said, program};
 
-const LIMIT: Duration = Duration::from_mins(5);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// A project: its folder, and a home folder that is empty at first. Gone when dropped.
 #[derive(Debug)]

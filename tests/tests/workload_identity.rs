@@ -407,7 +407,8 @@ fn keys_are_found_without_a_server(cluster: &Cluster) {
     let named = || cluster.hosts.root(0, "resolvectl query nomad.service.consul").ok().out.contains(address);
     until("the name no longer leads to a server that is down", || !named());
     for server in 0..SERVERS {
-        let fetch = "curl --silent --fail --cacert /etc/consul.d/tls/ca.pem https://nomad.service.consul:4646/.well-known/jwks.json";
+        // It may have been the one that led: until another one does, the keys are not told.
+        let fetch = "curl --silent --fail --retry 20 --retry-delay 1 --retry-all-errors --cacert /etc/consul.d/tls/ca.pem https://nomad.service.consul:4646/.well-known/jwks.json";
         let keys = cluster.hosts.root(server, fetch).ok().json();
         assert!(keys["keys"].as_array().is_some_and(|keys| !keys.is_empty()), "{keys}");
     }
