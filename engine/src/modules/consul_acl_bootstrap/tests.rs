@@ -15,10 +15,26 @@ fn answer(status: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
 }
 
+/// The token of the secret, which may do everything.
+fn known() -> String {
+    let management = json!({"ID": "00000000-0000-0000-0000-000000000001", "Name": "global-management"});
+    answer("200 OK", &json!({"AccessorID": "a", "SecretID": SECRET, "Policies": [management]}).to_string())
+}
+
+#[test]
+fn a_server_that_has_not_heard_of_the_token_is_waited_for() {
+    let server = Server::new([known(), answer("403 Forbidden", "ACL not found")].iter());
+    let args = json!({"secret": SECRET, "version": "1.22.2", "url": server.url("")});
+    assert!(matches!(plan(&Fake::new(), "consul_acl_bootstrap", args).unwrap(), Plan::Change(_)));
+    let asked: Vec<bool> = server.requests().iter().map(|request| request.contains("?stale")).collect();
+    assert_eq!(asked, [false, true]);
+}
+
 #[test]
 fn old_servers_are_refused_by_name_before_anything_is_asked() {
     for (version, refused) in [("1.14.11", true), ("1.8.7", true), ("1.15.0", false), ("1.22.2+ent", false)] {
-        let server = Server::new([answer("200 OK", &format!(r#"{{"AccessorID":"a","SecretID":"{SECRET}","Policies":[{{"ID":"00000000-0000-0000-0000-000000000001","Name":"global-management"}}]}}"#))].iter());
+        // The cluster knows the token, and so does this server.
+        let server = Server::new([known(), known()].iter());
         let args = json!({"secret": SECRET, "version": version, "url": server.url("")});
         match plan(&Fake::new(), "consul_acl_bootstrap", args) {
             Err(failure) if refused => {

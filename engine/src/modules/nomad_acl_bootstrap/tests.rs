@@ -29,7 +29,7 @@ fn args(server: &Server) -> Value {
 
 #[test]
 fn old_servers_are_refused_by_name_before_anything_is_asked() {
-    let server = Server::new([token("management")].iter());
+    let server = Server::new([token("management"), token("management")].iter());
     let mut old = args(&server);
     old["version"] = json!("1.3.1");
     let failure = plan(&Fake::new(), "nomad_acl_bootstrap", old).unwrap_err();
