@@ -123,9 +123,10 @@ pub(super) fn plan<C: Bootstraps>(wanted: &Wanted<'_>, cx: &Cx<'_>) -> Result<Pl
         }
     };
     let lower = product.name.to_lowercase();
-    match client.with(&secret).own(false) {
+    let own = client.with(&secret);
+    match own.own(false) {
         // A server that has not heard of it yet would refuse what comes next: that is waited for below.
-        Ok(token) if token.management && (cx.host.is_overlay() || client.with(&secret).own(true).is_ok()) => {
+        Ok(token) if token.management && (cx.host.is_overlay() || own.own(true).is_ok()) => {
             let outcome = Outcome::unchanged().with("accessor_id", token.accessor);
             return Ok(match mark {
                 // Whoever bootstrapped it did not come to that, or is about to.
@@ -139,7 +140,7 @@ pub(super) fn plan<C: Bootstraps>(wanted: &Wanted<'_>, cx: &Cx<'_>) -> Result<Pl
         Ok(token) if !token.management => {
             return Err(explain(product, BootstrapError::Weak { accessor: token.accessor }));
         }
-        Err(error) if cx.host.is_overlay() => return Ok(check(&client.with(&secret), error)),
+        Err(error) if cx.host.is_overlay() => return Ok(check(&own, error)),
         // Whatever it is, the bootstrap deals with it.
         _ => {}
     }
