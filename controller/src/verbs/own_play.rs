@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rollcall_engine::{inventory::Inventory, playbook::Loader, roles::Embedded};
+use rollcall_engine::{inventory::Inventory, playbook::Loader, project::Project, roles::Embedded};
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,12 +32,10 @@ pub(crate) async fn carry_out(
     let folder = tempfile::tempdir()?;
     let playbook = folder.path().join("play.yaml");
     std::fs::write(&playbook, serde_json::to_vec(&json!([play]))?)?;
-    let loader = Loader {
-        sources: &context.sources,
-        project: &context.project,
-        embedded_roles: &Embedded,
-        extra: &context.extra,
-    };
+    // A play of our own asks for none of the project's files: they are not read for it.
+    let project = Project { file: None, ..context.project.clone() };
+    let loader =
+        Loader { sources: &context.sources, project: &project, embedded_roles: &Embedded, extra: &context.extra };
     let loaded = loader.load(std::slice::from_ref(&playbook)).map_err(Wrong)?;
     let run = super::run::Args {
         playbooks: vec![playbook],

@@ -76,6 +76,11 @@ impl Loader<'_> {
     /// that were found, sorted by place; warnings are among them.
     pub fn load(&self, playbooks: &[PathBuf]) -> Result<Loaded, Diagnostics> {
         let mut state = State::new(*self);
+        if let Some(project) = state.bundle.project.clone() {
+            for folder in ["files", "templates"] {
+                state.take_in(&project.join(folder), Span::NONE);
+            }
+        }
         for playbook in playbooks {
             match state.find_playbook(playbook) {
                 Ok(path) => state.playbook(&path, Span::NONE, &mut Vec::new()),

@@ -42,9 +42,6 @@ impl State<'_> {
         self.bundle.sources = self.loader.sources.paths();
         for folder in ["files", "templates"] {
             self.take_in(&dir.join(folder), node.span);
-            if let Some(project) = self.bundle.project.clone() {
-                self.take_in(&project.join(folder), node.span);
-            }
         }
         let inherit = self.inherit(node, Layer::Play);
         let inherit = Inherit { vars: Vec::new(), ..inherit };
