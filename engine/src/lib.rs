@@ -8,6 +8,8 @@ pub mod diag;
 pub mod digest;
 /// What the agent finds out about its host.
 pub mod facts;
+#[cfg(test)]
+mod fuzz;
 /// The local machine behind traits.
 pub mod host;
 /// Hosts: sources, groups, patterns.

@@ -11,6 +11,9 @@ use rollcall_engine::{
 };
 use tempfile::TempDir;
 
+#[path = "../src/fuzz.rs"]
+mod fuzz;
+
 /// A folder with these files.
 fn project(files: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -276,6 +279,7 @@ fn other_hosts_are_seen_without_circles() {
     assert_eq!(others["w"]["ansible_ssh_common_args"], "-J admin@10.0.0.1");
     assert_eq!(others["w"]["group_names"], serde_json::json!(["web"]));
     assert!(others["w"].get("facty").is_none());
+    assert!(others["w"].get("ansible_become_password").is_none(), "it would travel to every host");
     assert_eq!(found.groups_json()["jump"], serde_json::json!(["j"]));
 }
 
@@ -591,9 +595,9 @@ fn small() -> &'static Inventory {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
+    #![proptest_config(fuzz::cases(1000))]
     #[test]
-    fn no_pattern_makes_the_parser_panic(text in ".{0,60}", marks in "[a-c\\[\\]:,!&~*0-9-]{0,30}") {
+    fn random_patterns_never_panic(text in ".{0,60}", marks in "[a-c\\[\\]:,!&~*0-9-]{0,30}") {
         let _ = (inventory::patterns::parse(&text), inventory::patterns::parse(&marks));
         let _ = (inventory::address::parse(&text), inventory::address::parse(&marks));
         let _ = (inventory::address::expand(&text), inventory::address::expand(&marks));
@@ -610,13 +614,11 @@ proptest::proptest! {
     }
 }
 
-/// Texts of inventories with characters changed, dropped and doubled: whatever comes out, nothing panics, and every
-/// refusal says something.
-#[test]
-fn no_inventory_makes_the_reader_panic() {
+/// An inventory, or the settings of an `aws_ec2` file, with characters changed, dropped and doubled.
+fn mutated(seed: u64) -> String {
     let ec2 = "plugin: none\nregions: [a]\nfilters: {tag:x: [y, 1]}\nhostnames: [tag:Name, {name: x, prefix: y}]\n\
                keyed_groups: [{key: tags.x, prefix: p, separator: ''}]\ngroups: {a: b == 'c'}\ncompose: {d: e | upper}\n";
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut state = seed | 1;
     let mut random = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;
@@ -624,19 +626,26 @@ fn no_inventory_makes_the_reader_panic() {
         usize::try_from(state >> 33).unwrap() % below
     };
     let marks: Vec<char> = "{}[]:,-'\"|&*!#%@\t\n \u{e9}0a".chars().collect();
-    let dir = project(&[]);
-    for round in 0..1500 {
-        let mut text: Vec<char> = if round % 2 == 0 { FLEET } else { ec2 }.chars().collect();
-        for _ in 0..=random(4) {
-            let at = random(text.len());
-            match random(3) {
-                0 => text[at] = marks[random(marks.len())],
-                1 => drop(text.remove(at)),
-                _ => text.insert(at, marks[random(marks.len())]),
-            }
+    let mut text: Vec<char> = if random(2) == 0 { FLEET } else { ec2 }.chars().collect();
+    for _ in 0..=random(4) {
+        let at = random(text.len());
+        match random(3) {
+            0 => text[at] = marks[random(marks.len())],
+            1 => drop(text.remove(at)),
+            _ => text.insert(at, marks[random(marks.len())]),
         }
-        let text: String = text.into_iter().collect();
-        fs::write(dir.path().join("h.yaml"), &text).unwrap();
+    }
+    text.into_iter().collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(fuzz::cases(1500))]
+
+    /// Whatever comes out, nothing panics, and every refusal says something.
+    #[test]
+    fn mutated_inventories_never_panic(seed: u64) {
+        let text = mutated(seed);
+        let dir = project(&[("h.yaml", &text)]);
         let options = options(&[]);
         match run(inventory::load(&[spec(&dir, "h.yaml")], &options)) {
             Ok(found) => assert!(found.graph("all", true, None).unwrap().starts_with("@all:")),

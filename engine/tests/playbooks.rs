@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may stop at what it did not expect")]
 
-use std::{fmt::Write as _, path::Path};
+use std::{cell::Cell, fmt::Write as _, path::Path};
 
+use proptest::test_runner::TestRunner;
 use rollcall_engine::{
     diag::{Diagnostics, Sources},
     playbook::{
@@ -15,6 +16,9 @@ use rollcall_engine::{
     roles::NoRoles,
     vars::Vars,
 };
+
+#[path = "../src/fuzz.rs"]
+mod fuzz;
 
 const GOOD: &str = "tests/fixtures/playbooks/good";
 
@@ -147,7 +151,7 @@ fn bad_playbooks_are_refused_with_exactly_this() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A seeded xorshift: the same mutations everywhere.
+/// A seeded xorshift.
 struct Random(u64);
 
 impl Random {
@@ -243,27 +247,29 @@ fn mutated_playbooks_never_panic() {
     }
     let project = Project::without_file(dir.path());
     let path = dir.path().join("site.yaml");
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let (mut taken, mut refused) = (0, 0);
-    for round in 0..3000 {
-        let text = mutate(&seeds[round % seeds.len()], &mut random);
+    let (taken, refused) = (Cell::new(0), Cell::new(0));
+    let case = |seed: u64| {
+        let mut random = Random(seed | 1);
+        let text = mutate(&seeds[random.next(seeds.len())], &mut random);
         std::fs::write(&path, &text).unwrap();
         let sources = Sources::default();
         let loader = Loader { sources: &sources, project: &project, embedded_roles: &NoRoles, extra: &Vars::new() };
         match loader.load(std::slice::from_ref(&path)) {
             Ok(mut loaded) => {
-                taken += 1;
+                taken.set(taken.get() + 1);
                 select_tags(&mut loaded.bundle, &[], &[]).unwrap();
             }
             Err(wrong) => {
-                refused += 1;
-                assert!(wrong.has_errors());
-                assert!(!rendered(&sources, &wrong).is_empty());
+                refused.set(refused.get() + 1);
+                assert!(wrong.has_errors(), "{text}");
+                assert!(!rendered(&sources, &wrong).is_empty(), "{text}");
             }
         }
-    }
+        Ok(())
+    };
+    TestRunner::new(fuzz::cases(3000)).run(&proptest::num::u64::ANY, case).unwrap();
     // Both ways out are met: else the mutations would be too weak or too strong to say anything.
-    assert!(taken > 50 && refused > 500, "{taken} taken, {refused} refused");
+    assert!(taken.get() > 50 && refused.get() > 500, "{taken:?} taken, {refused:?} refused");
 }
 
 #[test]

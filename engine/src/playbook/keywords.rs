@@ -256,7 +256,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cron", "use systemd_unit with a timer"),
     ("debconf", "use command with debconf-set-selections"),
     ("dnf", "packages are installed with apt only for now"),
-    ("docker_container", "use systemd_unit or command"),
     ("fetch", "use command and register"),
     ("find", "use command with find, and register"),
     ("firewalld", "use command"),

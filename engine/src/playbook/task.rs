@@ -225,9 +225,9 @@ impl State<'_> {
         let value = present(node, key)?;
         let ok = match &value.kind {
             Kind::Int(n) => *n >= 0,
-            Kind::Float(n) => *n >= 0.0,
+            Kind::Float(n) => *n >= 0.0 && n.is_finite(),
             Kind::Str(text) if syntax::braces(text) => true,
-            Kind::Str(text) => text.trim().parse::<f64>().is_ok_and(|n| n >= 0.0),
+            Kind::Str(text) => text.trim().parse::<f64>().is_ok_and(|n| n >= 0.0 && n.is_finite()),
             _ => false,
         };
         if !ok {

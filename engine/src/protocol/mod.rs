@@ -516,19 +516,12 @@ mod tests {
         assert!(Frame::decode(&[1, b'x']).is_err());
     }
 
-    /// Whatever arrives, reading ends with an answer: seeded, so that a failure repeats.
-    #[test]
-    fn random_bytes_never_panic() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        for _ in 0..20_000 {
-            let mut bytes = Vec::new();
-            for _ in 0..(state % 80) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                bytes.push((state & 0xff) as u8);
-            }
-            state = state.wrapping_add(0x1234_5678_9abc_def1);
+    proptest::proptest! {
+        #![proptest_config(crate::fuzz::cases(20_000))]
+
+        /// Whatever arrives, reading ends with an answer.
+        #[test]
+        fn random_bytes_never_panic(mut bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
             if bytes.len() > 4 {
                 let length = u32::try_from(bytes.len() - 4).unwrap();
                 bytes[..4].copy_from_slice(&length.to_be_bytes());

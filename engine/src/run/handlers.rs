@@ -1,29 +1,24 @@
 //! Handlers: notified, owed, paid; gated where they ask for it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use serde_json::{Value, json};
 
 use super::{
-    Flow, Runner,
+    Flow, Runner, gates,
     invoke::render_args,
     ledger::{Backup, Debt},
     results::{Attempt, failure_of},
-    task::{number, text},
+    task::text,
 };
 use crate::{
-    cluster::{self, NotWhole},
     diag::{Diagnostic, nearest},
-    modules::{self, Failure, FromArg as _, Invocation, Needs},
+    modules::{self, Failure, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
     protocol::{Answer, Ask, EventKind},
-    secrets::{Name, Secret, grants::GrantError},
-    template::{self, EvalError},
-    vars::Scope,
+    template::EvalError,
+    vars::{Layer, Scope, Var},
 };
-
-/// How long a gate waits for the cluster, where the variable `gate_timeout` does not say otherwise.
-const GATE_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Which debts of earlier runs a flush pays. The tasks before it may be what mends the reason for which a handler failed
 /// then, so that a debt is not paid before those have run.
@@ -41,7 +36,7 @@ pub(super) enum Due {
 pub(super) type Key = (String, Option<String>);
 
 /// Why a handler had no turn, or its turn no good end.
-enum Closed {
+pub(super) enum Closed {
     /// Someone asked to stop, or the controller is gone.
     Stopped(String),
     /// The gate, or the controller, said no.
@@ -173,6 +168,8 @@ impl Runner<'_> {
                 }),
             _ => None,
         };
+        let gate_vars =
+            handler.gate.zip(scope.as_ref()).map(|(gate, scope)| gates::variables(gate, scope)).unwrap_or_default();
         let user = scope.and_then(|scope| self.user(&handler.task, &scope).ok()).unwrap_or_else(|| "root".to_owned());
         let since = self.host.now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let run_id = self.context.init.run_id.clone();
@@ -187,6 +184,7 @@ impl Runner<'_> {
             since,
             backups,
             beyond: false,
+            gate_vars,
         }
     }
 
@@ -343,78 +341,6 @@ impl Runner<'_> {
         }
     }
 
-    /// Asks the cluster, where the handler has a gate.
-    fn gate(&self, handler: &Handler, scope: &Scope, when: &str) -> Result<(), Closed> {
-        let Some(gate) = handler.gate else { return Ok(()) };
-        let asked = match cluster_question(&self.context.init.cluster, gate, scope) {
-            Ok(Some(asked)) => asked,
-            Ok(None) => return Ok(()),
-            Err(EvalError::Wrong(diagnostic)) => return Err(Closed::Refused(failure_of(&diagnostic))),
-            Err(EvalError::Unknown(why)) => return Err(Closed::Refused(Failure::new(why))),
-        };
-        let tokens = self.gate_tokens(gate, scope).map_err(Closed::Refused)?;
-        let ca = self.gate_authority(gate, scope).map_err(Closed::Refused)?;
-        let asked = cluster::Question { tokens, ca, ..asked };
-        let waiting = |what: &str| self.emit(handler.task.id, EventKind::Waiting { what: what.to_owned() });
-        let refused = |why: String, hint: &str| {
-            Failure::new(format!("gate refused {when} the handler: {why}")).hint(hint).with("gate", json!("refused"))
-        };
-        match cluster::wait_healthy(gate, &asked, &|| self.link.stopped(), &waiting) {
-            Ok(()) => Ok(()),
-            Err(NotWhole::Stopped(why)) => Err(Closed::Stopped(why)),
-            Err(NotWhole::Elsewhere(why)) if when == "after" => Err(Closed::Elsewhere(refused(
-                why,
-                "this host is well; mend the others and run again: the handler stays owed",
-            ))),
-            Err(NotWhole::Here(why) | NotWhole::Elsewhere(why) | NotWhole::Broken(why)) => Err(Closed::Refused(
-                refused(why, "mend the cluster and run again; `-e rollcall_gate=false` runs the handler ungated"),
-            )),
-        }
-    }
-
-    /// The tokens that the gate asks with: the secrets that `consul_gate_tokens` (`nomad_gate_tokens`) names.
-    fn gate_tokens(&self, gate: Gate, scope: &Scope) -> Result<Vec<Secret>, Failure> {
-        let variable = match gate {
-            Gate::Consul => "consul_gate_tokens",
-            Gate::Nomad => "nomad_gate_tokens",
-        };
-        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
-        let Some(var) = scope.get(variable) else { return Ok(Vec::new()) };
-        let names = match template::eval(variable, var.origin, scope) {
-            Ok(value) => Vec::<String>::from_arg(&value).map_err(wrong)?,
-            Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
-            Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
-        };
-        let mut tokens = Vec::new();
-        for name in names {
-            let name = Name::new(&name).map_err(|e| wrong(e.to_string()))?;
-            match self.link.grants().secret(&name) {
-                Ok(secret) => tokens.push(secret),
-                Err(GrantError::NotYet(_)) => {}
-                Err(GrantError::Refused { why, hint }) => return Err(Failure { hint, ..wrong(why) }),
-            }
-        }
-        Ok(tokens)
-    }
-
-    /// Who signed the certificate of the server that the gate asks: the file of this host that `consul_gate_ca` (`nomad_gate_ca`)
-    /// names.
-    fn gate_authority(&self, gate: Gate, scope: &Scope) -> Result<Option<Vec<u8>>, Failure> {
-        let variable = match gate {
-            Gate::Consul => "consul_gate_ca",
-            Gate::Nomad => "nomad_gate_ca",
-        };
-        let Some(var) = scope.get(variable) else { return Ok(None) };
-        let wrong = |why: String| Failure::new(format!("{variable}: {why}"));
-        let path = match template::eval(variable, var.origin, scope) {
-            Ok(value) => Option::<PathBuf>::from_arg(&value).map_err(wrong)?,
-            Err(EvalError::Wrong(diagnostic)) => return Err(failure_of(&diagnostic)),
-            Err(EvalError::Unknown(why)) => return Err(Failure::new(why)),
-        };
-        let read = |path: PathBuf| self.host.read(&path).map_err(|e| wrong(format!("{}: {e}", path.display())));
-        path.map(read).transpose()
-    }
-
     /// Debts of earlier runs whose handlers no play of this run defines.
     fn pay_foreign(&mut self) -> Flow {
         let bundle = std::sync::Arc::clone(&self.context.bundle);
@@ -450,6 +376,12 @@ fn foreign_handler(debt: &Debt, play: &Play) -> Option<Handler> {
         task: Task {
             name: Some(raw(&json!(debt.handler))),
             become_: Become { enabled: Some(true), user: Some(raw(&json!(debt.user))) },
+            vars: vec![Arc::new(
+                debt.gate_vars
+                    .iter()
+                    .map(|(name, value)| (name.clone(), Var::data(value.clone(), Layer::Task)))
+                    .collect(),
+            )],
             ..Task::new(u32::MAX, span, Action::Module { name: call.module.clone(), args: raw(&quoted) })
         },
         listen: Vec::new(),
@@ -467,29 +399,4 @@ fn quote(value: &Value) -> Value {
         Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), quote(v))).collect()),
         other => other.clone(),
     }
-}
-
-/// What the gate asks, from the variables; `None` where `rollcall_gate` is false.
-fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option<cluster::Question>, EvalError> {
-    let var = |name: &str| match scope.get(name) {
-        None => Ok(None),
-        Some(var) => template::eval(name, var.origin, scope).map(Some),
-    };
-    if matches!(var("rollcall_gate")?, Some(Value::Bool(false))) {
-        return Ok(None);
-    }
-    let (url_var, default, servers) = match gate {
-        Gate::Consul => ("consul_gate_url", "http://127.0.0.1:8500", "consul_servers"),
-        Gate::Nomad => ("nomad_gate_url", "http://127.0.0.1:4646", "nomad_servers"),
-    };
-    let url = var(url_var)?.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_else(|| default.to_owned());
-    let timeout = match scope.get("gate_timeout") {
-        Some(v) => {
-            let node = crate::node::Node::from_value(&json!("{{ gate_timeout }}"), v.origin);
-            Duration::from_secs_f64(number(&node, scope, "gate_timeout")?.max(0.0))
-        }
-        None => GATE_TIMEOUT,
-    };
-    let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new(), ca: None }))
 }

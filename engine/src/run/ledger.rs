@@ -47,6 +47,9 @@ pub struct Debt {
     /// Something notified it that no copy takes back: a command, a package, a folder.
     #[serde(default)]
     pub beyond: bool,
+    /// The variables that its gate asks by, as they were when it was owed.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub gate_vars: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A file as it was before a change that notified a handler.
@@ -234,6 +237,7 @@ mod tests {
             since: 1,
             backups,
             beyond: false,
+            gate_vars: serde_json::Map::new(),
         }
     }
 

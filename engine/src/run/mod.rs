@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod content;
+mod gates;
 mod handlers;
 mod invoke;
 /// What stays on the host between runs.

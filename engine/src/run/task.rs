@@ -25,6 +25,8 @@ use crate::{
 
 /// Between the attempts of `until`, where `delay` does not say otherwise.
 const DELAY: Duration = Duration::from_secs(5);
+/// A year.
+const MOST_SECONDS: f64 = 366.0 * 86400.0;
 /// Attempts after the first, where `until` stands without `retries`.
 const RETRIES: u64 = 3;
 
@@ -263,9 +265,9 @@ impl Runner<'_> {
     }
 
     fn wait(&self, task: &Task, scope: &Scope) -> Result<(), Attempt> {
-        let delay = match task.delay.as_ref().map(|node| number(node, scope, "delay")).transpose() {
-            Ok(seconds) => seconds.map_or(DELAY, |s| Duration::from_secs_f64(s.max(0.0))),
-            Err(error) => return Err(error.into()),
+        let delay = match &task.delay {
+            Some(node) => seconds(node, scope, "delay")?,
+            None => DELAY,
         };
         let until = Instant::now() + delay;
         while Instant::now() < until {
@@ -405,6 +407,15 @@ pub(super) fn number(node: &Node, scope: &Scope, what: &str) -> Result<f64, Eval
     number.ok_or_else(|| Diagnostic::error(node.span, format!("'{what}' must be a number, this is {value}")).into())
 }
 
+/// What is longer than a year is a mistake, and the clock may not be able to count it.
+pub(super) fn seconds(node: &Node, scope: &Scope, what: &str) -> Result<Duration, EvalError> {
+    let seconds = number(node, scope, what)?;
+    if (0.0..=MOST_SECONDS).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(Diagnostic::error(node.span, format!("'{what}' is in seconds, from 0 to a year; this is {seconds}")).into())
+}
+
 /// The first condition that does not hold; `None` where all do. What a condition looks at does not become part of what the
 /// task makes: a secret in it makes no secret of the task's result.
 pub(super) fn conditions(expressions: &[Expr], scope: &Scope) -> Result<Option<String>, EvalError> {
@@ -489,5 +500,23 @@ impl Runner<'_> {
     /// Tells the end of something that is not a module's call.
     pub(super) fn tell(&mut self, task: &Task, scope: &Scope, attempt: &Attempt, started: Instant) -> Flow {
         self.finish(task, scope, attempt, started, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::diag::Span;
+
+    #[test]
+    fn a_time_that_no_clock_counts_is_refused() {
+        let of = |value: Value| seconds(&Node::from_value(&value, Span::NONE), &Scope::new(), "delay");
+        assert_eq!(of(json!("{{ 1.5 * 2 }}")).unwrap(), Duration::from_secs(3));
+        assert_eq!(of(json!(0)).unwrap(), Duration::ZERO);
+        for wrong in [json!(-1), json!(1e20), json!("inf"), json!("nan"), json!("soon")] {
+            assert!(matches!(of(wrong.clone()), Err(EvalError::Wrong(_))), "{wrong}");
+        }
     }
 }

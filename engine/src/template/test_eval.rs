@@ -461,93 +461,90 @@ fn depth_and_work_are_bounded() {
     }
 }
 
-#[test]
-fn random_text_never_panics() {
-    const PARTS: &[&str] = &[
-        "{{",
-        "}}",
-        "{%",
-        "%}",
-        "{#",
-        "#}",
-        "a",
-        "b.c",
-        "facts.os",
-        "[0]",
-        "[",
-        "]",
-        "(",
-        ")",
-        "|",
-        "default",
-        "('x')",
-        " is ",
-        "defined",
-        "not ",
-        " and ",
-        " or ",
-        " if ",
-        " else ",
-        "for x in l",
-        "endfor",
-        "endif",
-        "set x = 1",
-        "'",
-        "\"",
-        "\\",
-        "1",
-        "-",
-        "+",
-        "*",
-        "/",
-        "~",
-        ",",
-        ":",
-        "{",
-        "}",
-        "\n",
-        "\u{0}",
-        "ü",
-        "🦀",
-        "map",
-        "upper",
-        "regex_replace",
-        "combine",
-        "macro m()",
-        "endmacro",
-        "include 'x'",
-        "raw",
-        "endraw",
-        "**",
-        "==",
-        "<",
-        "=",
-        "version",
-        "lookup",
-        "omit",
-        "99999999999999999999",
-        "1e400",
-        "0x",
-        ".",
-        "..",
-        "- %}",
-        "{%- ",
-        "block b",
-        "endblock",
-        "loop",
-        "l",
-    ];
-    let (_, scope) = scope("a: '{{ b.c }}'\nb: {c: 1}\nl: [1, '{{ a }}']\nx: '{{ x }}'\n");
-    let span = Span { file: FileId(0), line: 1, column: 1 };
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = move |bound: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 16) as usize % bound
-    };
-    for _ in 0..4000 {
-        let text: String = (0..next(14)).map(|_| PARTS[next(PARTS.len())]).collect();
+/// What expressions and templates are made of, and what does not belong there.
+const PARTS: &[&str] = &[
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "a",
+    "b.c",
+    "facts.os",
+    "[0]",
+    "[",
+    "]",
+    "(",
+    ")",
+    "|",
+    "default",
+    "('x')",
+    " is ",
+    "defined",
+    "not ",
+    " and ",
+    " or ",
+    " if ",
+    " else ",
+    "for x in l",
+    "endfor",
+    "endif",
+    "set x = 1",
+    "'",
+    "\"",
+    "\\",
+    "1",
+    "-",
+    "+",
+    "*",
+    "/",
+    "~",
+    ",",
+    ":",
+    "{",
+    "}",
+    "\n",
+    "\u{0}",
+    "ü",
+    "🦀",
+    "map",
+    "upper",
+    "regex_replace",
+    "combine",
+    "macro m()",
+    "endmacro",
+    "include 'x'",
+    "raw",
+    "endraw",
+    "**",
+    "==",
+    "<",
+    "=",
+    "version",
+    "lookup",
+    "omit",
+    "99999999999999999999",
+    "1e400",
+    "0x",
+    ".",
+    "..",
+    "- %}",
+    "{%- ",
+    "block b",
+    "endblock",
+    "loop",
+    "l",
+];
+
+proptest::proptest! {
+    #![proptest_config(crate::fuzz::cases(4000))]
+
+    #[test]
+    fn random_text_never_panics(parts in proptest::collection::vec(proptest::sample::select(PARTS), 0..14)) {
+        let (_, scope) = scope("a: '{{ b.c }}'\nb: {c: 1}\nl: [1, '{{ a }}']\nx: '{{ x }}'\n");
+        let span = Span { file: FileId(0), line: 1, column: 1 };
+        let text = parts.concat();
         let _ = eval(&text, span, &scope);
         let _ = render_str(&text, span, &scope);
         let _ = render_str(&format!("{{{{ {text} }}}}"), span, &scope);
@@ -562,7 +559,7 @@ fn random_text_never_panics() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(1000))]
+    #![proptest_config(crate::fuzz::cases(1000))]
 
     #[test]
     fn text_without_markup_is_itself(text in "[^{]*") {
