@@ -73,7 +73,51 @@ async fn wait_for(url: &str, log: &Path) {
     }
 }
 
-/// A real Vault: initialised, unsealed, with a KV engine of version 2 at `secret`. It keeps everything in memory.
+/// A Consul of one server, without ACLs, that keeps everything in memory.
+#[derive(Debug)]
+pub struct Consul {
+    _server: Server,
+    _dir: tempfile::TempDir,
+    /// Where its HTTP API listens.
+    pub listen: SocketAddr,
+}
+
+impl Consul {
+    /// Starts it, and waits until it leads.
+    pub async fn start() -> Self {
+        let program = lab_program("consul");
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let listen = free_address();
+        let port = || free_address().port();
+        let config = json!({"ports": {
+            "http": listen.port(), "server": port(), "serf_lan": port(), "serf_wan": -1, "dns": -1, "grpc": -1, "grpc_tls": -1,
+        }});
+        let (file, log) = (dir.path().join("consul.json"), dir.path().join("consul.log"));
+        std::fs::write(&file, config.to_string()).expect("the configuration can be written");
+        let words = ["agent", "-dev", "-bind=127.0.0.1", &format!("-config-file={}", file.display())];
+        let server = Server::start(&program, &words, &log);
+        let consul = Self { _server: server, _dir: dir, listen };
+        let begin = Instant::now();
+        while !consul.get("status/leader").await.is_ok_and(|leader| leader.as_str().is_some_and(|at| !at.is_empty())) {
+            let log = || std::fs::read_to_string(&log).unwrap_or_default();
+            assert!(begin.elapsed() < START, "Consul has no leader: {}", log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        consul
+    }
+
+    async fn get(&self, path: &str) -> Result<Value, reqwest::Error> {
+        client().get(format!("http://{}/v1/{path}", self.listen)).send().await?.json().await
+    }
+
+    /// How many keys of a Vault's it holds.
+    pub async fn keys(&self) -> usize {
+        let keys = self.get("kv/vault/logical?keys").await.expect("Vault has keys in it");
+        keys.as_array().map_or(0, Vec::len)
+    }
+}
+
+/// A real Vault: initialised, unsealed, with a KV engine of version 2 at `secret`.
 #[derive(Debug)]
 pub struct Vault {
     _server: Server,
@@ -89,8 +133,18 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Starts it.
+    /// Starts one that keeps everything in memory.
     pub async fn start() -> Self {
+        Self::start_on(json!({"inmem": {}})).await
+    }
+
+    /// Starts one that keeps everything in a Consul.
+    pub async fn in_consul(consul: &Consul) -> Self {
+        Self::start_on(json!({"consul": {"address": consul.listen.to_string(), "path": "vault/", "service": "vault"}}))
+            .await
+    }
+
+    async fn start_on(storage: Value) -> Self {
         let program = lab_program("vault");
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let (listen, tls) = (free_address(), free_address());
@@ -99,12 +153,13 @@ impl Vault {
         std::fs::write(&certificate, made.cert.pem()).expect("the certificate can be written");
         std::fs::write(&key, made.signing_key.serialize_pem()).expect("its key can be written");
         let config = json!({
-            "storage": {"inmem": {}},
+            "storage": storage,
             "listener": [
                 {"tcp": {"address": listen.to_string(), "tls_disable": true}},
                 {"tcp": {"address": tls.to_string(), "tls_cert_file": certificate, "tls_key_file": key}},
             ],
             "disable_mlock": true,
+            "disable_clustering": true,
             "api_addr": format!("http://{listen}"),
         });
         let (file, log) = (dir.path().join("vault.json"), dir.path().join("vault.log"));

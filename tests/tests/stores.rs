@@ -16,7 +16,7 @@ use rollcall_engine::secrets::{
     settings,
     vault::VaultStore,
 };
-use rollcall_tests::servers::{Proxy, SecretsManager, Vault, Way, free_address};
+use rollcall_tests::servers::{Consul, Proxy, SecretsManager, Vault, Way, free_address};
 use serde_json::{Value, json};
 
 const RACERS: usize = 50;
@@ -143,6 +143,7 @@ fn vault_settings(token: std::path::PathBuf) -> settings::Vault {
         prefix: "rollcall".into(),
         namespace: None,
         ca_file: None,
+        other_consul: false,
         auth: settings::VaultAuth::TokenFile(token),
         timeout: Duration::from_secs(30),
         patience: Duration::from_mins(1),
@@ -350,6 +351,41 @@ async fn approle(vault: &Vault, hcl: &str) -> String {
     id
 }
 
+/// A Vault that keeps its data in a Consul is no store for that Consul's secrets; for another one's it is as good as any.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vault_that_lives_in_consul_is_refused() {
+    let consul = Consul::start().await;
+    let vault = Vault::in_consul(&consul).await;
+    let store = VaultStore::new("kraken", &vault.address, vault_settings(vault.root_file()));
+    let refused = [
+        store.get(&name("consul/management")).await.map(drop),
+        store.create(&name("consul/management"), &secret("value-1")).await.map(drop),
+        store.put(&name("app/password"), &secret("value-1")).await,
+        store.probe().await,
+    ];
+    for error in refused.map(|done| done.unwrap_err()) {
+        assert!(matches!(error, StoreError::Impossible { .. }), "{error:?}");
+        for part in ["keeps its data in a Consul", "`other_consul: true` of the store"] {
+            assert!(told(&error).contains(part), "{}", told(&error));
+        }
+    }
+
+    let other = settings::Vault { other_consul: true, ..vault_settings(vault.root_file()) };
+    let other = VaultStore::new("kraken", &vault.address, other);
+    assert_eq!(other.list("").await.unwrap(), [], "nothing was written");
+    let held = consul.keys().await;
+    other.probe().await.unwrap_or_else(|e| panic!("{}", told(&e)));
+    assert_eq!(other.create(&name("consul/management"), &secret("value-1")).await.unwrap(), Created::New);
+    assert_eq!(read(&other, "consul/management").await.as_deref(), Some("value-1"));
+    assert!(consul.keys().await > held, "its data lies in Consul");
+
+    // Also while it is sealed this is what is told: unsealing it would not help.
+    vault.seal().await;
+    let store = VaultStore::new("kraken", &vault.address, vault_settings(vault.root_file()));
+    let error = store.get(&name("consul/management")).await.unwrap_err();
+    assert!(told(&error).contains("keeps its data in a Consul"), "{}", told(&error));
+}
+
 fn aws_settings(recovery_days: i64) -> settings::Aws {
     settings::Aws {
         region: Some("eu-west-1".into()),
@@ -391,6 +427,28 @@ async fn aws_secrets_manager_conforms() {
             let error = template.create(&name("kept"), &secret("2")).await.unwrap_err();
             assert!(matches!(error, StoreError::Impossible { .. }), "{error:?}");
             assert!(told(&error).contains("restore-secret --secret-id rollcall/other/kept"), "{}", told(&error));
+            what_is_made_again_by_name_goes_at_once(&template).await;
+        }
+    }
+}
+
+/// Whatever the recovery time: a second rotation, the same operator's token, a node that comes back.
+async fn what_is_made_again_by_name_goes_at_once(store: &AwsStore) {
+    for rule in TABLE {
+        let name = name(&rule.pattern.replace('*', "web-1"));
+        for value in ["first value", "second value"] {
+            match store.create(&name, &secret(value)).await {
+                Ok(made) => {
+                    assert_eq!(made, Created::New, "{name}");
+                    assert_eq!(read(store, name.as_str()).await.as_deref(), Some(value));
+                    assert!(rule.remade || value == "first value", "'{name}' cannot be brought back");
+                }
+                Err(error) => {
+                    assert!(!rule.remade && value == "second value", "{}", told(&error));
+                    assert!(told(&error).contains(&format!("restore-secret --secret-id rollcall/other/{name}")));
+                }
+            }
+            store.delete(&name).await.unwrap();
         }
     }
 }
@@ -433,6 +491,14 @@ async fn aws_tells_what_is_wrong() {
     proxy.set(answer(400, "InvalidRequestException", said));
     let error = store.create(&name("x"), &secret("hidden")).await.unwrap_err();
     assert!(told(&error).contains("scheduled for deletion"), "{}", told(&error));
+    // A name that is freed at once is so a moment later.
+    proxy.set(answer(400, "InvalidRequestException", said));
+    let (next, hidden) = (name("consul/gossip-next"), secret("hidden"));
+    let (made, ()) = tokio::join!(store.create(&next, &hidden), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        proxy.set(Way::Pass);
+    });
+    assert_eq!(made.unwrap(), Created::New);
     proxy.set(answer(400, "DecryptionFailure", "the key is disabled"));
     let error = store.get(&name("x")).await.unwrap_err();
     assert!(told(&error).contains("kms:Decrypt"), "{}", told(&error));

@@ -1,6 +1,10 @@
 //! The `aws-secretsmanager` store: one secret of AWS Secrets Manager for each name.
 
-use std::{error::Error, io, time::Duration};
+use std::{
+    error::Error,
+    io,
+    time::{Duration, Instant},
+};
 
 use aws_config::{BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_secretsmanager::{
@@ -11,12 +15,18 @@ use aws_sdk_secretsmanager::{
 };
 use tokio::sync::OnceCell;
 
-use super::{Created, Name, Secret, SecretStore, Stamp, StoreError, check_value, probe, settings::Aws};
+use super::{
+    Created, Name, Secret, SecretStore, Stamp, StoreError, check_value, ownership::Rule, probe, settings::Aws,
+};
 use crate::modules::http::cause;
 
 /// Tries of a read. Writes are tried once: whether to repeat one is up to who knows what it was for.
 const READ_TRIES: u32 = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long AWS may take until a name is free whose secret was deleted without recovery: it does so in its own time.
+const FREED: Duration = Duration::from_secs(20);
+/// Between two looks at that.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The store.
 #[derive(Debug)]
@@ -71,6 +81,13 @@ impl AwsStore {
 
     fn full(&self, name: &Name) -> String {
         format!("{}{name}", self.base)
+    }
+
+    /// Whether a deleted secret of this name cannot be brought back, so that the name is free again.
+    fn goes_at_once(&self, name: &Name) -> bool {
+        // Probes have names of their own, which nobody wants back.
+        let is_probe = name.parts().next() == Some(probe::PART);
+        self.settings.recovery_days == 0 || is_probe || Rule::of(name).is_some_and(|rule| rule.remade)
     }
 
     async fn clients(&self) -> Result<&Clients, StoreError> {
@@ -224,6 +241,26 @@ impl AwsStore {
         }
     }
 
+    async fn create_once(&self, name: &Name, value: &Secret) -> Result<Created, Wrong> {
+        let full = match self.create_call(name, value).await.map_err(Wrong::Other)? {
+            Ok(()) => return Ok(Created::New),
+            Err((Wrong::Exists, full)) => full,
+            Err((wrong, _)) => return Err(wrong),
+        };
+        // Also the answer for a name that is scheduled for deletion, from some who speak this API.
+        let call = Call { action: "GetSecretValue", name: &full, writes: false };
+        let reads = &self.clients().await.map_err(Wrong::Other)?.reads;
+        match reads.get_secret_value().secret_id(&full).send().await {
+            Ok(_) => Ok(Created::Exists),
+            Err(error) => match self.wrong(call, error) {
+                Wrong::Deleted => Err(Wrong::Deleted),
+                // Who may create, but not read, still learns that it is there.
+                Wrong::Other(StoreError::Denied { .. }) => Ok(Created::Exists),
+                wrong => Err(Wrong::Other(self.other(name, call, wrong))),
+            },
+        }
+    }
+
     async fn create_call(&self, name: &Name, value: &Secret) -> Result<Result<(), (Wrong, String)>, StoreError> {
         let full = self.full(name);
         let sent = self
@@ -277,23 +314,16 @@ impl SecretStore for AwsStore {
 
     async fn create(&self, name: &Name, value: &Secret) -> Result<Created, StoreError> {
         check_value(&self.store, name, value)?;
-        match self.create_call(name, value).await? {
-            Ok(()) => Ok(Created::New),
-            Err((Wrong::Exists, full)) => {
-                // Also the answer for a name that is scheduled for deletion, from some who speak this API.
-                let call = Call { action: "GetSecretValue", name: &full, writes: false };
-                match self.clients().await?.reads.get_secret_value().secret_id(&full).send().await {
-                    Ok(_) => Ok(Created::Exists),
-                    Err(error) => match self.wrong(call, error) {
-                        Wrong::Deleted => Err(self.deleted(name)),
-                        // Who may create, but not read, still learns that it is there.
-                        Wrong::Other(StoreError::Denied { .. }) => Ok(Created::Exists),
-                        wrong => Err(self.other(name, call, wrong)),
-                    },
+        let until = Instant::now() + FREED;
+        loop {
+            match self.create_once(name, value).await {
+                Err(Wrong::Deleted) if self.goes_at_once(name) && Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
                 }
-            }
-            Err((wrong, full)) => {
-                Err(self.other(name, Call { action: "CreateSecret", name: &full, writes: true }, wrong))
+                made => {
+                    let call = Call { action: "CreateSecret", name: &self.full(name), writes: true };
+                    return made.map_err(|wrong| self.other(name, call, wrong));
+                }
             }
         }
     }
@@ -350,8 +380,7 @@ impl SecretStore for AwsStore {
         let full = self.full(name);
         let call = Call { action: "DeleteSecret", name: &full, writes: true };
         let mut request = self.clients().await?.writes.delete_secret().secret_id(&full);
-        // Probes have names of their own, which nobody wants back.
-        if self.settings.recovery_days == 0 || name.parts().next() == Some(probe::PART) {
+        if self.goes_at_once(name) {
             request = request.force_delete_without_recovery(true);
         } else {
             request = request.recovery_window_in_days(self.settings.recovery_days);

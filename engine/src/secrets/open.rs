@@ -93,7 +93,7 @@ fn address(settings: &settings::Vault, span: Span) -> Result<String, Diagnostic>
         return Err(Diagnostic::error(span, "the vault store needs the server's address")
             .hint("'address' of the store, or VAULT_ADDR in the environment"));
     };
-    settings::check_address(&address).map_err(|why| Diagnostic::error(span, why).hint("https://HOST:8200"))
+    settings::checked_address(&address, settings.other_consul, span)
 }
 
 /// A folder of the user's for this program, after XDG.

@@ -85,6 +85,9 @@ pub struct Rule {
     pub readers: Readers,
     /// What rotates it.
     pub rotation: &'static str,
+    /// It is deleted in the course of things (a rotation ends, a node or a token goes) and made again under the same name. A store
+    /// that could bring deleted values back would refuse that name until then: such a value goes at once, and is worth nothing anyway.
+    pub remade: bool,
 }
 
 use Role::{ConsulClient, ConsulServer, NomadClient, NomadServer};
@@ -100,6 +103,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Issuer,
         readers: Readers::Nobody,
         rotation: "by hand: docs/certificates.md",
+        remade: false,
     },
     Rule {
         pattern: "ca/certificate",
@@ -107,6 +111,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Issuer,
         readers: Readers::Roles(&Role::ALL),
         rotation: "with its key",
+        remade: false,
     },
     Rule {
         pattern: "consul/gossip",
@@ -114,6 +119,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::GossipKey,
         readers: Readers::Roles(CONSUL),
         rotation: "controller rotate gossip",
+        remade: false,
     },
     Rule {
         pattern: "consul/gossip-next",
@@ -121,6 +127,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::GossipKey,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "consul/management",
@@ -128,6 +135,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "controller rotate tokens",
+        remade: false,
     },
     Rule {
         pattern: "consul/management-next",
@@ -135,6 +143,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "consul/formed",
@@ -142,6 +151,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Mark,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "never",
+        remade: false,
     },
     Rule {
         pattern: "consul/token/agent/*",
@@ -149,6 +159,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(CONSUL, &[ConsulServer]),
         rotation: "controller rotate tokens",
+        remade: true,
     },
     Rule {
         pattern: "consul/token/dns",
@@ -156,6 +167,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(CONSUL),
         rotation: "controller rotate tokens",
+        remade: true,
     },
     Rule {
         pattern: "consul/token/nomad/*",
@@ -163,6 +175,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
         rotation: "controller rotate tokens",
+        remade: true,
     },
     Rule {
         pattern: "consul/token-next/agent/*",
@@ -170,6 +183,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(CONSUL, &[ConsulServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "consul/token-next/nomad/*",
@@ -177,6 +191,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::OwnAnd(NOMAD, &[ConsulServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "consul/token-next/dns",
@@ -184,6 +199,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(CONSUL),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "consul/token/operator/*",
@@ -191,6 +207,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(&[ConsulServer]),
         rotation: "controller token revoke, then create",
+        remade: true,
     },
     Rule {
         pattern: "nomad/gossip",
@@ -198,6 +215,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::GossipKey,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "controller rotate gossip",
+        remade: false,
     },
     Rule {
         pattern: "nomad/gossip-next",
@@ -205,6 +223,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::GossipKey,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "nomad/management",
@@ -212,6 +231,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Uuid,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "controller rotate tokens",
+        remade: false,
     },
     Rule {
         pattern: "nomad/management-next",
@@ -219,6 +239,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Product,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "nomad/token/operator/*",
@@ -226,6 +247,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Product,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "controller token revoke, then create",
+        remade: true,
     },
     Rule {
         pattern: "nomad/token-next/server",
@@ -233,6 +255,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Product,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "goes when the rotation is done",
+        remade: true,
     },
     Rule {
         pattern: "nomad/token/server",
@@ -240,6 +263,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Product,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "controller rotate tokens",
+        remade: true,
     },
     Rule {
         pattern: "nomad/formed",
@@ -247,6 +271,7 @@ pub const TABLE: &[Rule] = &[
         maker: Maker::Mark,
         readers: Readers::Roles(&[NomadServer]),
         rotation: "never",
+        remade: false,
     },
 ];
 
@@ -359,6 +384,16 @@ mod tests {
         assert!(may("s", &["consul_servers"], "consul/token/nomad/b"));
         assert!(!may("s", &["consul_servers"], "nomad/management"));
         assert!(!may("s", &["nomad_servers"], "consul/management"));
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_made_again_and_nothing_else_is() {
+        for rule in TABLE {
+            let comes_and_goes = rule.pattern.ends_with("-next") || rule.pattern.contains("/token");
+            assert_eq!(rule.remade, comes_and_goes, "{}", rule.pattern);
+            let name = Name::new(&rule.pattern.replace('*', "node")).unwrap();
+            assert!(Rule::next(&name).is_none_or(|next| Rule::of(&next).unwrap().remade), "{name}");
+        }
     }
 
     #[test]

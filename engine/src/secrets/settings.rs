@@ -8,7 +8,7 @@ use std::{
 
 use super::PATIENCE;
 use crate::{
-    diag::{Diagnostic, Diagnostics, suggest},
+    diag::{Diagnostic, Diagnostics, Span, suggest},
     node::{Fields, Kind, Node},
     project::{resolve, seconds, text, texts},
 };
@@ -64,6 +64,8 @@ pub struct Vault {
     pub namespace: Option<String>,
     /// Certificates of the authorities that are trusted, and no others; `None`: those of the system.
     pub ca_file: Option<PathBuf>,
+    /// The Consul in which Vault keeps its data, or by whose names it is found, is another than this cluster's.
+    pub other_consul: bool,
     /// How to log in.
     pub auth: VaultAuth,
     /// How long an answer may take.
@@ -177,9 +179,13 @@ impl File {
 
 impl Vault {
     fn read(fields: &mut Fields<'_>, root: &Path, out: &mut Diagnostics) -> Self {
+        let other_consul = fields.take("other_consul").is_some_and(|node| {
+            let told = node.boolean();
+            told.map_err(|wrong| out.push(wrong)).unwrap_or_default()
+        });
         let address = fields.take("address").and_then(|node| {
-            let told = check_address(&text(node, out)?);
-            told.map_err(|why| out.push(Diagnostic::error(node.span, why).hint("https://HOST:8200"))).ok()
+            let told = checked_address(&text(node, out)?, other_consul, node.span);
+            told.map_err(|wrong| out.push(wrong)).ok()
         });
         Self {
             address,
@@ -187,6 +193,7 @@ impl Vault {
             prefix: place(fields, "prefix", "rollcall", out),
             namespace: fields.take("namespace").and_then(|n| text(n, out)),
             ca_file: path(fields, "ca_file", root, out),
+            other_consul,
             auth: VaultAuth::read(fields, root, out),
             timeout: fields.take("timeout").and_then(|n| seconds(n, "timeout", false, out)).unwrap_or(TIMEOUT),
             patience: fields.take("patience").and_then(|n| seconds(n, "patience", true, out)).unwrap_or(PATIENCE),
@@ -259,7 +266,7 @@ fn path(fields: &mut Fields<'_>, key: &'static str, root: &Path, out: &mut Diagn
 }
 
 /// The address of a server, without a slash at its end. In the clear secrets go to this machine only.
-pub(crate) fn check_address(text: &str) -> Result<String, String> {
+fn check_address(text: &str) -> Result<String, String> {
     let url = reqwest::Url::parse(text).map_err(|e| format!("'{text}' is no address of a server: {e}"))?;
     let host = url.host_str().unwrap_or_default();
     let is_loopback = host == "localhost"
@@ -274,6 +281,27 @@ pub(crate) fn check_address(text: &str) -> Result<String, String> {
         return Err(format!("the address of {host} has more in it than scheme, host, port and path"));
     }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// An address of Vault's, from the settings or from the environment.
+pub(crate) fn checked_address(text: &str, other_consul: bool, span: Span) -> Result<String, Diagnostic> {
+    let address = check_address(text).map_err(|why| Diagnostic::error(span, why).hint("https://HOST:8200"))?;
+    let named = check_name(&address, other_consul).map_err(|why| Diagnostic::error(span, why).hint(ANOTHER_WAY));
+    named.map(|()| address)
+}
+
+/// What to do about an address that leads through the cluster's Consul.
+const ANOTHER_WAY: &str = "an address that is found without Consul; or, where the name is one of another Consul: \
+                           `other_consul: true` of the store";
+
+/// A name of Consul's: who asks for it needs the cluster that the store is there to bring back.
+fn check_name(address: &str, other_consul: bool) -> Result<(), String> {
+    let url = reqwest::Url::parse(address).ok();
+    let host = url.as_ref().and_then(reqwest::Url::host_str).unwrap_or_default().trim_end_matches('.');
+    if other_consul || !host.to_ascii_lowercase().ends_with(".consul") {
+        return Ok(());
+    }
+    Err(format!("'{host}' is a name of Consul's: the store of a cluster must be found without that cluster"))
 }
 
 /// Parts between slashes that need no escapes in any store's names.
@@ -327,6 +355,14 @@ mod tests {
             (vault.address.as_deref(), vault.mount.as_str(), vault.prefix.as_str()),
             (Some("https://v:8200"), "kv/ops", "rollcall")
         );
+        assert!(!vault.other_consul);
+        for address in ["https://vault.service.consul:8200", "https://consul:8200"] {
+            let other = read(&format!("{{type: vault, other_consul: true, address: '{address}'}}")).unwrap();
+            assert!(
+                matches!(other, Settings::Vault(vault) if vault.other_consul && vault.address.as_deref() == Some(address))
+            );
+        }
+        assert!(read("{type: vault, address: 'https://consul.example.com'}").is_ok());
         let (role_id_file, secret_id_file) = (PathBuf::from("/p/r"), PathBuf::from("/p/s"));
         assert_eq!(vault.auth, VaultAuth::AppRole { mount: "approle".into(), role_id_file, secret_id_file });
         let Settings::Aws(aws) = read("{type: aws-secretsmanager, region: eu-west-1, recovery_days: 0}").unwrap()
@@ -353,6 +389,12 @@ mod tests {
             ("{type: vault, token_file: a, approle: {role_id_file: r, secret_id_file: s}}", "choose one"),
             ("{type: vault, approle: {role_id_file: r}}", "approle section needs 'secret_id_file'"),
             ("{type: vault, prefix: a//b}", "'prefix' cannot be 'a//b'"),
+            (
+                "{type: vault, address: 'https://active.vault.service.Consul.:8200'}",
+                "must be found without that cluster",
+            ),
+            ("{type: vault, address: 'https://vault.service.consul:8200'}", "`other_consul: true` of the store"),
+            ("{type: vault, other_consul: perhaps}", "expected"),
             ("{type: vault, mount: ../sys}", "'mount' cannot be"),
             ("{type: aws-secretsmanager, recovery_days: 3}", "from 7 to 30"),
             ("{type: aws-secretsmanager, bucket: x}", "unknown key 'bucket'"),

@@ -24,6 +24,9 @@ use super::{
 use crate::modules::http::cause;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+/// Where a server tells how it is, and where it keeps its data.
+const SEAL_STATUS: &str = "sys/seal-status";
 /// Tries of a `put` where others write the same name, and the engine wants every write to name the version before it.
 const PUT_TRIES: usize = 10;
 
@@ -35,7 +38,7 @@ pub struct VaultStore {
     /// Below the mount, without a slash at the end.
     base: String,
     http: OnceCell<reqwest::Client>,
-    /// The engine was asked whether it is of version 2.
+    /// It was asked where it keeps its data, and the engine whether it is of version 2.
     checked: OnceCell<()>,
     token: RwLock<Option<Arc<Secret>>>,
 }
@@ -107,7 +110,12 @@ impl VaultStore {
         effect: Effect,
     ) -> Result<Answer, StoreError> {
         let http = self.http.get_or_try_init(async || self.client()).await?;
-        self.checked.get_or_try_init(|| self.check_engine(http)).await?;
+        self.checked
+            .get_or_try_init(async || {
+                self.check_storage(http).await?;
+                self.check_engine(http).await
+            })
+            .await?;
         let token = self.token(http).await?;
         let answer = self.send(http, method.clone(), path, body, Some(&token), effect).await?;
         if answer.status != StatusCode::FORBIDDEN {
@@ -138,6 +146,10 @@ impl VaultStore {
         }
         if let Some(body) = body {
             request = request.json(body);
+        }
+        if path == SEAL_STATUS {
+            // It is about the server: a namespace has none.
+            request = request.header(NAMESPACE, HeaderValue::from_static(""));
         }
         let lost = |error: reqwest::Error| self.lost(error.without_url(), &method, path, effect);
         let response = request.send().await.map_err(lost)?;
@@ -209,6 +221,33 @@ impl VaultStore {
         }
     }
 
+    /// Asks where Vault keeps its data. In the Consul of the cluster that is managed here, Consul's bootstrap token would lie behind a
+    /// Consul that needs it.
+    async fn check_storage(&self, http: &reqwest::Client) -> Result<(), StoreError> {
+        if self.settings.other_consul {
+            return Ok(());
+        }
+        // Whoever asks may know it, also of one that is sealed.
+        let path = SEAL_STATUS;
+        let answer = self.send(http, Method::GET, path, None, None, Effect::None).await?;
+        match (answer.status.as_u16(), answer.body["storage_type"].as_str()) {
+            (200, Some("consul")) => Err(StoreError::Impossible {
+                store: self.store.clone(),
+                why: "it keeps its data in a Consul: if that is this cluster's, all secrets are lost with the cluster, and the \
+                      cluster cannot be brought back without them"
+                    .to_owned(),
+                hint: Some(
+                    "let Vault keep its data elsewhere (its own storage 'raft'); or, where it is another cluster's Consul: \
+                     `other_consul: true` of the store"
+                        .to_owned(),
+                ),
+            }),
+            // Who does not tell it (a proxy in between, a namespace that may not ask) is taken as it is: the manual says so.
+            (200..=299 | 400..=404, _) => Ok(()),
+            _ => self.sort_out(answer, &Method::GET, path, Effect::None).map(drop),
+        }
+    }
+
     /// Asks whether the engine is what it is taken for: one of version 1 knows no create-only writes.
     async fn check_engine(&self, http: &reqwest::Client) -> Result<(), StoreError> {
         let token = self.token(http).await?;
@@ -237,7 +276,7 @@ impl VaultStore {
         headers.insert("x-vault-request", HeaderValue::from_static("true"));
         if let Some(namespace) = &self.settings.namespace {
             let value = HeaderValue::from_str(namespace).map_err(|e| impossible(format!("namespace: {e}")))?;
-            headers.insert("x-vault-namespace", value);
+            headers.insert(NAMESPACE, value);
         }
         let mut builder = reqwest::Client::builder()
             .timeout(self.settings.timeout)
