@@ -210,7 +210,8 @@ fn verify(
     let settled = match called {
         Ok(given) if given != secret => return Err(BootstrapError::Ignored),
         Ok(_) => true,
-        Err(error) => error.kind == Kind::Bootstrapped,
+        // The number in a file that resets ACLs is wrong as soon as another one of us has bootstrapped with it.
+        Err(error) => matches!(error.kind, Kind::Bootstrapped | Kind::ResetFile),
     };
     let mut unknown_since: Option<Duration> = None;
     let begun = cluster.elapsed();
@@ -233,6 +234,7 @@ fn verify(
         let now = cluster.elapsed();
         if unknown_since.is_some_and(|since| now.saturating_sub(since) >= LAG) {
             return match called {
+                Err(error) if error.kind == Kind::ResetFile => Err(BootstrapError::ResetFile(error.clone())),
                 Err(error) => Err(BootstrapError::Foreign { said: error.said.clone() }),
                 Ok(_) => Ok(Err(why)),
             };
@@ -245,7 +247,6 @@ fn verify(
     }
     let Err(error) = called else { return Ok(Err(String::new())) };
     match error.kind {
-        Kind::ResetFile => Err(BootstrapError::ResetFile(error.clone())),
         // Somebody with the same secret, or a token that happens to have it: the token tells.
         Kind::InUse => Ok(Err(error.to_string())),
         kind if kind.may_come() => Ok(Err(error.to_string())),

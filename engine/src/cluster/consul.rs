@@ -125,6 +125,11 @@ impl Consul {
         self.0.found(&["acl", "policy", "name", name], &[])
     }
 
+    /// All policies, without their rules.
+    pub fn policies(&self) -> Result<Vec<Policy>, ApiError> {
+        self.0.get(&["acl", "policies"], &[])
+    }
+
     /// Makes a policy, or changes the one that has the id.
     pub fn write_policy(&self, policy: &Policy) -> Result<(), ApiError> {
         let mut body = json!({ "Name": policy.name, "Description": policy.description, "Rules": policy.rules });
@@ -143,6 +148,12 @@ impl Consul {
     pub fn role(&self, name: &str) -> Result<Option<Role>, ApiError> {
         let found: Option<RawRole> = self.0.found(&["acl", "role", "name", name], &[])?;
         Ok(found.map(Role::from))
+    }
+
+    /// All roles.
+    pub fn roles(&self) -> Result<Vec<Role>, ApiError> {
+        let all: Vec<RawRole> = self.0.get(&["acl", "roles"], &[])?;
+        Ok(all.into_iter().map(Role::from).collect())
     }
 
     /// Makes a role, or changes the one that has the id.

@@ -233,7 +233,7 @@ async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Resu
 async fn is_fresh_nomad(client: &reqwest::Client, question: &Question) -> Result<bool, Missing> {
     let request = client.put(format!("{}/v1/acl/bootstrap", question.url.trim_end_matches('/')));
     match send(Gate::Nomad, request.body(nomad::probe().to_string()), "/v1/acl/bootstrap").await {
-        Err(missing) if missing.kind == Some(Kind::Bootstrapped) => Ok(false),
+        Err(missing) if matches!(missing.kind, Some(Kind::Bootstrapped | Kind::ResetFile)) => Ok(false),
         // The leader's ACLs are still off.
         Err(missing) if missing.kind == Some(Kind::AclOff) || nomad::takes_no_probe(&missing.why) => Ok(true),
         Err(missing) => Err(missing),

@@ -90,10 +90,12 @@ impl Nomad {
     }
 
     /// Whether the bootstrap has been done. It is asked for with a secret that no server takes: one that has been bootstrapped
-    /// says so before it looks at the secret. Needs no token.
+    /// says so before it looks at the secret. Needs no token. Where somebody has put a file there that resets the ACLs, with the right number,
+    /// it answers as if nobody had: no one without a token can tell the two from each other.
     pub fn is_bootstrapped(&self) -> Result<bool, ApiError> {
         match self.api.send(&Call::put(&["acl", "bootstrap"], &probe())) {
-            Err(error) if error.kind == Kind::Bootstrapped => Ok(true),
+            // That the number of the file is wrong it says of a bootstrap that was done.
+            Err(error) if matches!(error.kind, Kind::Bootstrapped | Kind::ResetFile) => Ok(true),
             Err(error) if takes_no_probe(&error.said) => Ok(false),
             Err(error) => Err(self.explained(error)),
             Ok(_) => Err(ApiError {

@@ -58,6 +58,8 @@ pub(super) struct Product {
     pub(super) mark: &'static str,
     /// The manual's page.
     pub(super) page: &'static str,
+    /// What turns [`Wanted::reset`] on, in the role; `None`: the product itself tells a reset from an empty cluster.
+    pub(super) reset: Option<&'static str>,
 }
 
 /// A client of a product that can be bootstrapped.
@@ -88,6 +90,8 @@ pub(super) struct Wanted<'a> {
     pub(super) servers: Option<u32>,
     pub(super) url: &'a Web,
     pub(super) ca_file: Option<&'a PathBuf>,
+    /// Somebody has reset the ACLs on purpose: a cluster that was formed may look like one that never was.
+    pub(super) reset: bool,
     pub(super) timeout: Duration,
 }
 
@@ -144,7 +148,7 @@ pub(super) fn plan<C: Bootstraps>(wanted: &Wanted<'_>, cx: &Cx<'_>) -> Result<Pl
         // Whatever it is, the bootstrap deals with it.
         _ => {}
     }
-    let formed = mark.as_ref().is_some_and(|mark| mark.formed);
+    let formed = mark.as_ref().is_some_and(|mark| mark.formed) && !wanted.reset;
     let limits = Limits { peers: wanted.servers.map(|n| n as usize), formed, time: wanted.timeout };
     let diff = api::diff(format!("{lower} ACLs"), "", "bootstrapped\n");
     Ok(Act::plan(diff, Outcome::changed(), move |_| {
@@ -178,7 +182,8 @@ impl Mark {
     }
 }
 
-fn was_formed(name: &SecretName, cx: &Cx<'_>) -> Result<bool, Failure> {
+/// Whether it is written down that the cluster was formed.
+pub(super) fn was_formed(name: &SecretName, cx: &Cx<'_>) -> Result<bool, Failure> {
     match cx.secrets.secret(&name.0) {
         Ok(_) => Ok(true),
         Err(GrantError::NotYet(_)) => Ok(false),
@@ -231,13 +236,7 @@ pub(super) fn explain(product: &Product, error: BootstrapError) -> Failure {
                 product.page
             ))
             .with("foreign_bootstrap", true),
-        BootstrapError::TotalLoss => failure
-            .hint(format!(
-                "nothing was bootstrapped. Bring a server back that still has its data folder, or restore a snapshot; if the cluster is to \
-                 begin anew, take the mark away (`controller secret delete {} --force`), and run again",
-                product.mark
-            ))
-            .with("total_loss", true),
+        BootstrapError::TotalLoss => failure.hint(lost(product)).with("total_loss", true),
         BootstrapError::Off(_) => failure.hint("set `acl: {enabled: true}` in the configuration of all servers"),
         BootstrapError::Weak { .. } => {
             failure.hint("the secret has been used for another token: take that one away, or give another secret")
@@ -253,6 +252,23 @@ pub(super) fn explain(product: &Product, error: BootstrapError) -> Failure {
         BootstrapError::GaveUp { .. } => failure.hint("run again: the secret stays the same, so nothing can be lost"),
         BootstrapError::Refused(_) => failure,
     }
+}
+
+/// What to do about a cluster that is empty, and should not be. Beside one that runs, a server that still has its data would be merged
+/// with it, and lose it.
+fn lost(product: &Product) -> String {
+    let (name, mark, page) = (product.name.to_lowercase(), product.mark, product.page);
+    let stop = match product.reset {
+        Some(word) => format!(
+            "If somebody has just put files there that reset the ACLs: run again with `-e {word}=true`. Else stop"
+        ),
+        None => "Stop".to_owned(),
+    };
+    format!(
+        "nothing was bootstrapped. {stop} {name} on these servers, and empty their data folders, before anything else: beside them, a \
+         server that still has its data would lose it. Then start those that have it; or, if all is lost, take the mark away (`controller \
+         secret delete {mark} --force`), run again, and restore a snapshot: 'Total loss' in {page}"
+    )
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

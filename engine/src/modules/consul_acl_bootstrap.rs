@@ -41,8 +41,13 @@ args! {
 }
 
 /// What is Consul's own.
-static PRODUCT: Product =
-    Product { name: "Consul", first: Release(1, 15, 0), mark: "consul/formed", page: "docs/role-consul.md" };
+static PRODUCT: Product = Product {
+    name: "Consul",
+    first: Release(1, 15, 0),
+    mark: "consul/formed",
+    page: "docs/role-consul.md",
+    reset: None,
+};
 
 /// The module.
 pub const DEFINITION: Definition = Definition {
@@ -71,6 +76,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         servers: args.servers,
         url: &args.url,
         ca_file: args.ca_file.as_ref(),
+        reset: false,
         timeout: args.timeout,
     };
     acl_bootstrap::plan::<Consul>(&wanted, cx)

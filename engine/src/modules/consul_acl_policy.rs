@@ -93,6 +93,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
             description: api::ours(&args.description),
             rules: rules.0.clone(),
             datacenters: args.datacenters.iter().cloned().collect(),
+            made: 0,
         }),
         (State::Absent, _) => None,
     };

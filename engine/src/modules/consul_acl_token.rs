@@ -24,7 +24,8 @@ api_args! {
         purpose []: Option<String>;
         /// The cluster's name, part of what the accessor is made of.
         cluster []: String = String::new();
-        /// Its accessor, a UUID, instead of a purpose.
+        /// Its accessor, a UUID, instead of a purpose. `00000000-0000-0000-0000-000000000002` is Consul's own anonymous token, what
+        /// requests without a token may do: it takes rights, and nothing else of it changes.
         accessor_id []: Option<Accessor>;
         /// Its secret, a UUID.
         secret []: Option<Hidden>;
@@ -73,6 +74,9 @@ impl FromArg for Accessor {
 /// The space of names that accessors are made in (UUID version 5). Another one would be other tokens.
 const SPACE: Uuid = Uuid::from_u128(0x8b3f_61c2_5d0e_4c7a_9a54_2f1d_7e90_b6c3);
 
+/// The accessor of the token of requests that show none. Consul makes it before anybody can ask, and keeps it.
+const ANONYMOUS: Uuid = Uuid::from_u128(2);
+
 /// What Consul takes as a token's lifetime.
 const LIFETIMES: std::ops::RangeInclusive<Duration> = Duration::from_mins(1)..=Duration::from_hours(24);
 
@@ -116,11 +120,14 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         (Some(_), Some(_)) => return Err(Failure::new("'purpose' and 'accessor_id' exclude each other")),
         (None, None) => return Err(Failure::new("argument 'purpose' is missing").hint("or give an 'accessor_id'")),
     };
+    if accessor == ANONYMOUS {
+        only_rights(&args)?;
+    }
     let secret = match api::secret(("secret", args.secret.as_ref()), ("secret_from", args.secret_from.as_ref()), cx)? {
         Given::Value(secret) if Uuid::parse_str(secret.expose()).is_ok() && secret.expose().len() == 36 => Some(secret),
         Given::Value(_) => return Err(Failure::new("the token's secret is no UUID, which Consul asks for")),
         Given::NotYet(why) => return Ok(api::may_change(why)),
-        Given::Nothing if args.state == State::Absent => None,
+        Given::Nothing if args.state == State::Absent || accessor == ANONYMOUS => None,
         Given::Nothing => return Err(Failure::new("argument 'secret' or 'secret_from' is missing")),
     };
     if args.ttl.is_some_and(|ttl| !LIFETIMES.contains(&ttl)) {
@@ -132,7 +139,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Opened::Client(consul) => *consul,
         Opened::Later(plan) => return Ok(plan),
     };
-    let wanted = (args.state == State::Present).then(|| wanted(&args, accessor, secret));
+    let mut wanted = (args.state == State::Present).then(|| wanted(&args, accessor, secret));
     let place = Place {
         other: args.purpose.is_some().then(|| other(&accessor.to_string())).flatten(),
         accessor: accessor.to_string(),
@@ -143,6 +150,9 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         Err(plan) => return Ok(plan),
     };
     another_machines(&args, found.as_ref())?;
+    if let (true, Some(wanted), Some(found)) = (accessor == ANONYMOUS, &mut wanted, &found) {
+        wanted.description.clone_from(&found.description);
+    }
     let accessor = found.as_ref().map_or_else(|| place.accessor.clone(), |found| found.accessor.clone());
     if let Some(found) = &found
         && !api::is_ours(&found.description)
@@ -157,7 +167,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }
         return Ok(Plan::Unchanged(Outcome::unchanged().with("accessor_id", accessor)));
     }
-    let name = args.purpose.as_ref().unwrap_or(&accessor);
+    let name = if place.is_anonymous() { "anonymous" } else { args.purpose.as_ref().unwrap_or(&accessor) };
     let mut after = lines(wanted.as_ref());
     if other_secret_or_place(found.as_ref(), wanted.as_ref()) {
         after.push_str("made anew: its secret or its scope is another\n");
@@ -171,6 +181,27 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         }
         Ok(outcome)
     }))
+}
+
+/// Of the anonymous token nothing can be given but rights.
+fn only_rights(args: &Args) -> Result<(), Failure> {
+    if args.state == State::Absent {
+        return Err(Failure::new("the anonymous token is Consul's own and cannot be removed")
+            .hint("without 'policies' and the like it has no rights"));
+    }
+    let given = [
+        ("secret", args.secret.is_some()),
+        ("secret_from", args.secret_from.is_some()),
+        ("description", args.description.is_some()),
+        ("instance", !args.instance.is_empty()),
+        ("local", args.local),
+        ("ttl", args.ttl.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        Some((name, _)) => Err(Failure::new(format!("the anonymous token is Consul's own: it takes no '{name}'"))
+            .hint("it takes policies, roles and identities")),
+        None => Ok(()),
+    }
 }
 
 /// A node that was made anew under its old name must not go on with the token of the one before.
@@ -222,6 +253,10 @@ struct Place {
 }
 
 impl Place {
+    fn is_anonymous(&self) -> bool {
+        self.accessor == ANONYMOUS.to_string()
+    }
+
     /// The token that is wanted; where there is none, one that stands in its place.
     fn look(&self, consul: &Consul, wanted: Option<&Token>) -> Result<Option<Token>, ApiError> {
         let first = consul.acl_token(&self.accessor)?;

@@ -25,6 +25,8 @@ pub mod args;
 pub mod assert;
 /// `certificate`.
 pub mod certificate;
+/// `cluster_loss`.
+pub mod cluster_loss;
 /// `command`.
 pub mod command;
 /// `consul_acl_auth_method`.
@@ -138,6 +140,7 @@ pub use args::{Arg, FromArg};
 pub const DEFINITIONS: &[&Definition] = &[
     &assert::DEFINITION,
     &certificate::DEFINITION,
+    &cluster_loss::DEFINITION,
     &command::DEFINITION,
     &consul_acl_auth_method::DEFINITION,
     &consul_acl_binding_rule::DEFINITION,

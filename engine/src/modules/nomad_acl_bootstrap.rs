@@ -35,14 +35,22 @@ args! {
         url []: Web = api::url("http://127.0.0.1:4646");
         /// Certificates (PEM) of who signed the server's, for `https`.
         ca_file []: Option<PathBuf>;
+        /// Somebody has put Nomad's file there that resets the ACLs (`acl-bootstrap-reset`). With it a cluster that was bootstrapped answers
+        /// as one that never was, so `mark` is not looked at: for one run, never for good.
+        reset []: bool = false;
         /// For how many seconds to try.
         timeout []: Duration = Duration::from_mins(5);
     }
 }
 
 /// What is Nomad's own.
-static PRODUCT: Product =
-    Product { name: "Nomad", first: Release(1, 3, 2), mark: "nomad/formed", page: "docs/role-nomad.md" };
+static PRODUCT: Product = Product {
+    name: "Nomad",
+    first: Release(1, 3, 2),
+    mark: "nomad/formed",
+    page: "docs/role-nomad.md",
+    reset: Some("nomad_acl_reset"),
+};
 
 /// The module.
 pub const DEFINITION: Definition = Definition {
@@ -71,6 +79,7 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
         servers: args.servers,
         url: &args.url,
         ca_file: args.ca_file.as_ref(),
+        reset: args.reset,
         timeout: args.timeout,
     };
     acl_bootstrap::plan::<Nomad>(&wanted, cx)

@@ -263,7 +263,7 @@ impl Work {
             }
             Err(error) => {
                 // Where nobody knows whether it was kept, the next run finds it so or makes another.
-                let _ = self.nomad.delete_token(&made.accessor);
+                self.changed |= self.nomad.delete_token(&made.accessor).is_err();
                 Err(Wrong::Kept(error))
             }
         }

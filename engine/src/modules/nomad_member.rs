@@ -121,7 +121,8 @@ fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let was = found.told();
     if let (Some(what), false) = (found.alive(), args.force) {
         return Err(Failure::new(format!("'{}' is alive: it is {what}", args.name)).hint(
-            "stop Nomad there first, and give the servers half a minute to miss it; or say that you mean it (force)",
+            "stop Nomad there first, and give the servers half a minute to miss it (five minutes, where their leader is new); or say that you \
+             mean it (force)",
         ));
     }
     let gone = found.gone();

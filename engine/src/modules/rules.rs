@@ -99,20 +99,12 @@ fn hcl_names(text: &str) -> Result<Vec<String>, String> {
 mod tests {
     use super::*;
 
-    /// Whatever stands there, reading ends.
-    #[test]
-    fn random_rules_never_panic() {
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let alphabet: Vec<char> = "acl=\"{}[]#/*\\\n _ä".chars().collect();
-        for _ in 0..20_000 {
-            let mut text = String::new();
-            for _ in 0..state % 40 {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                text.push(alphabet[(state % alphabet.len() as u64) as usize]);
-            }
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    proptest::proptest! {
+        #![proptest_config(crate::fuzz::cases(20_000))]
+
+        /// Whatever stands there, reading ends.
+        #[test]
+        fn random_rules_never_panic(text in "[acl=\"{}\\[\\]#/*\\\\\n _ä]{0,40}") {
             let _ = hcl_names(&text);
         }
     }

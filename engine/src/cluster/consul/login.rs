@@ -54,6 +54,21 @@ pub struct BindingRule {
     pub twins: Vec<String>,
 }
 
+impl BindingRule {
+    /// Whether it can give the `role` or `policy` of this name: `tasks-${value.nomad_namespace}` gives any `tasks-…`.
+    pub fn gives(&self, kind: &str, name: &str) -> bool {
+        self.bind_type == kind && fits(&self.bind_name, name)
+    }
+}
+
+/// Whether a text is what a pattern becomes in which each `${…}` stands for anything.
+fn fits(pattern: &str, text: &str) -> bool {
+    let parts = pattern.split_once("${").and_then(|(before, rest)| Some((before, rest.split_once('}')?.1)));
+    let Some((before, after)) = parts else { return pattern == text };
+    let Some(rest) = text.strip_prefix(before) else { return false };
+    (0..=rest.len()).filter_map(|at| rest.get(at..)).any(|rest| fits(after, rest))
+}
+
 impl Consul {
     /// An auth method by its name.
     pub fn auth_method(&self, name: &str) -> Result<Option<AuthMethod>, ApiError> {
@@ -106,6 +121,11 @@ impl Consul {
     /// The rules of a method.
     pub fn binding_rules(&self, method: &str) -> Result<Vec<BindingRule>, ApiError> {
         self.0.get(&["acl", "binding-rules"], &[("authmethod", method)])
+    }
+
+    /// The rules of all methods.
+    pub fn all_binding_rules(&self) -> Result<Vec<BindingRule>, ApiError> {
+        self.0.get(&["acl", "binding-rules"], &[])
     }
 
     /// Makes a rule, or changes the one that has the id.
@@ -163,6 +183,29 @@ mod tests {
         for wrong in ["1", "h", "1x", "1h2"] {
             assert_eq!(duration(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_rule_gives_what_its_name_can_become() {
+        let rule = |bind_name: &str| BindingRule {
+            bind_type: "role".into(),
+            bind_name: bind_name.into(),
+            ..BindingRule::default()
+        };
+        for (pattern, name, gives) in [
+            ("tasks-${value.nomad_namespace}", "tasks-shop", true),
+            ("tasks-${value.nomad_namespace}", "tasks-", true),
+            ("tasks-${value.nomad_namespace}", "jobs-shop", false),
+            ("${value.a}-of-${value.b}", "x-of-y-of-z", true),
+            ("${value.a}-of-${value.b}", "x-y", false),
+            ("${value.a}s", "übers", true),
+            ("shop", "shop", true),
+            ("shop", "shops", false),
+            ("shop-${value", "shop-x", false),
+        ] {
+            assert_eq!(rule(pattern).gives("role", name), gives, "{pattern} {name}");
+        }
+        assert!(!rule("shop").gives("policy", "shop"));
     }
 
     #[test]

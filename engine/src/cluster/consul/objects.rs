@@ -28,6 +28,9 @@ pub struct Policy {
     /// Where it holds; empty: everywhere.
     #[serde(deserialize_with = "null_is_empty")]
     pub datacenters: BTreeSet<String>,
+    /// When it was made, in Consul's own count: what was made later has a greater one.
+    #[serde(rename = "CreateIndex")]
+    pub made: u64,
 }
 
 impl Policy {

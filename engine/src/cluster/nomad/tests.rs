@@ -67,9 +67,10 @@ fn acls_that_are_off_are_so_here_or_elsewhere() {
 fn whether_it_is_bootstrapped_is_asked_without_doing_it() {
     let done = answer("400 Bad Request", "ACL bootstrap already done (reset index: 8)");
     let fresh = answer("400 Bad Request", "invalid acl token");
-    let server = Server::new([&done, &fresh, &answer("200 OK", "{}")]);
+    let file = answer("400 Bad Request", "Invalid bootstrap reset index (specified 7, reset index: 8)");
+    let server = Server::new([&done, &file, &fresh, &answer("200 OK", "{}")]);
     let nomad = client(&server, None);
-    assert!(nomad.is_bootstrapped().unwrap());
+    assert!(nomad.is_bootstrapped().unwrap() && nomad.is_bootstrapped().unwrap());
     assert!(!nomad.is_bootstrapped().unwrap());
     assert_eq!(nomad.is_bootstrapped().unwrap_err().kind, Kind::Refused);
     assert!(uuid::Uuid::parse_str(PROBE).is_err(), "a UUID would be taken");

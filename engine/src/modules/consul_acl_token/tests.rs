@@ -176,3 +176,36 @@ fn wrong_arguments_are_told() {
         assert!(!failure.message.contains("short"));
     }
 }
+
+#[test]
+fn the_anonymous_token_has_the_rights_that_are_wanted_and_stays_itself() {
+    const ACCESSOR: &str = "00000000-0000-0000-0000-000000000002";
+    let with = |rights: &Value| {
+        let mut body =
+            json!({"AccessorID": ACCESSOR, "SecretID": "anonymous", "Description": "Anonymous Token", "Local": false});
+        body.as_object_mut().unwrap().extend(rights.as_object().unwrap().clone());
+        answer("200 OK", &body.to_string())
+    };
+    let (open, closed) = (with(&json!({"Policies": [{"ID": "x", "Name": "open"}]})), with(&json!({})));
+    let args = |server: &Server, more: &Value| {
+        let mut args = json!({"accessor_id": ACCESSOR, "token": "mmm", "url": server.url(""), "wait": 0});
+        args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        args
+    };
+    let server = Server::new([&open, &open, &closed, &closed, &closed]);
+    assert!(go(&mut Fake::new(), "consul_acl_token", args(&server, &json!({}))).unwrap().changed);
+    let put = &server.requests()[2];
+    assert!(put.starts_with(&format!("PUT /v1/acl/token/{ACCESSOR} HTTP")), "{put}");
+    assert!(put.contains(r#""Description":"Anonymous Token""#) && put.contains(r#""Policies":[]"#), "{put}");
+    assert!(!put.contains("SecretID"), "{put}");
+    assert!(!go(&mut Fake::new(), "consul_acl_token", args(&server, &json!({}))).unwrap().changed);
+
+    for (more, why) in [
+        (json!({"state": "absent"}), "cannot be removed"),
+        (json!({"secret": SECRET}), "takes no 'secret'"),
+        (json!({"ttl": 60}), "takes no 'ttl'"),
+    ] {
+        let failure = go(&mut Fake::new(), "consul_acl_token", args(&server, &more)).unwrap_err();
+        assert!(failure.message.contains(why), "{failure}");
+    }
+}

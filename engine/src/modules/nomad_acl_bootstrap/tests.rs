@@ -1,11 +1,17 @@
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
     host::overlay::Overlay,
     modules::{
-        fake::{Fake, go, plan},
+        fake::{Fake, call, go, plan},
         http::tests::Server,
+    },
+    secrets::{
+        Name, Secret,
+        grants::{GrantError, Grants, Issued, SignRequest},
     },
 };
 
@@ -56,6 +62,46 @@ fn it_is_called_once_and_its_token_asked() {
         .map(|r| r.split("\r\n\r\n").nth(1).unwrap().to_owned())
         .collect();
     assert_eq!(calls, [json!({"BootstrapSecret": SECRET}).to_string()]);
+}
+
+/// A store in which it stands that the cluster was formed.
+#[derive(Debug)]
+struct Formed;
+
+impl Grants for Formed {
+    fn secret(&self, name: &Name) -> Result<Secret, GrantError> {
+        assert_eq!(name.as_str(), "nomad/formed");
+        Ok(Secret::new("2026-01-01T00:00:00Z"))
+    }
+    fn sign(&self, _: &SignRequest) -> Result<Issued, GrantError> {
+        Err(GrantError::refused("no"))
+    }
+}
+
+#[test]
+fn a_reset_looks_like_a_loss_and_is_told_apart_by_word() {
+    let denied = answer("403 Forbidden", "Permission denied");
+    let (leader, peers) = (answer("200 OK", "\"10.0.0.1:4647\""), answer("200 OK", r#"["10.0.0.1:4647"]"#));
+    let gate = [leader.clone(), peers.clone(), leader, peers];
+    let begin = [vec![denied.clone()], gate.to_vec(), vec![denied]].concat();
+    let grants: Arc<dyn Grants> = Arc::new(Formed);
+    let done = |answers: Vec<String>, reset: bool| {
+        let server = Server::new(answers.iter());
+        let mut args = args(&server);
+        args["mark"] = json!("nomad/formed");
+        args["reset"] = json!(reset);
+        let mut host = Fake::new();
+        let cx = Cx { host: &host, facts: &Value::Null, secrets: &grants };
+        let Plan::Change(change) = super::plan(&call("nomad_acl_bootstrap", args), &cx).unwrap() else {
+            panic!("it is not done")
+        };
+        change.apply(&mut host)
+    };
+    let fresh = answer("400 Bad Request", "invalid acl token");
+    let lost = done([begin.clone(), vec![fresh]].concat(), false).unwrap_err();
+    assert_eq!(lost.data["total_loss"], true);
+    assert!(lost.hint.unwrap().contains("-e nomad_acl_reset=true"));
+    assert!(done([begin, vec![token("management"); 4]].concat(), true).unwrap().changed);
 }
 
 #[test]
