@@ -192,6 +192,7 @@ fn a_server_is_configured() {
         "node_name": "consul-server-2",
         "performance": {"raft_multiplier": 1},
         "ports": {"dns": 8600, "grpc": 8502, "grpc_tls": -1, "http": 8500, "https": -1},
+        "retry_interval": "3s",
         "retry_join": ["10.77.1.11", "10.77.1.12", "10.77.1.13"],
         "server": true,
         "skip_leave_on_interrupt": true,
@@ -201,7 +202,7 @@ fn a_server_is_configured() {
     assert_eq!(config, expected);
     // Sorted, so that the file differs only where its meaning does.
     let keys: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("    \"")?.split('"').next()).collect();
-    assert!(keys.len() == 20 && keys.is_sorted(), "{keys:?}");
+    assert!(keys.len() == 21 && keys.is_sorted(), "{keys:?}");
 }
 
 #[test]
