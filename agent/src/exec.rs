@@ -39,7 +39,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let Some(first) = Frame::read(&mut input)? else { return Ok(ExitCode::SUCCESS) };
     let ToAgent::Init(init) = first.message()? else { anyhow::bail!("the first message must be Init") };
     let paths = Paths::of_this_process();
-    let controller = Controller::new(Blobs::new(&paths.state), Workers::default())?;
+    let controller = Controller::new(Blobs::new(&paths.state, !init.check), Workers::default())?;
     if init.version != VERSION {
         let failure = Failure::new(format!("the controller speaks version {}, this agent {VERSION}", init.version));
         controller.send(&FromAgent::Fatal { failure })?;
@@ -184,14 +184,14 @@ fn tidy(paths: &Paths, controller: &Controller) -> Unfinished {
 }
 
 fn pack(init: &Init, controller: &Controller) -> anyhow::Result<Pack> {
-    let bytes = controller.blobs.wait(&init.pack)?;
+    let bytes = controller.blobs.wait_once(&init.pack)?;
     let json = zstd_decode(&bytes)?;
     serde_json::from_slice(&json).context("the plays")
 }
 
 fn shared(init: &Init, controller: &Controller) -> anyhow::Result<Shared> {
     let Some(hash) = &init.shared else { return Ok(Shared::default()) };
-    let bytes = controller.blobs.wait(hash)?;
+    let bytes = controller.blobs.wait_once(hash)?;
     serde_json::from_slice(&zstd_decode(&bytes)?).context("the other hosts")
 }
 

@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     io::{BufReader, Write as _},
     process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, bail};
@@ -14,10 +14,10 @@ use rollcall_engine::{
 };
 use serde_json::Value;
 
-/// One process per user, started when it is first needed.
+/// A process for each user, started when it is first needed; another one where the first is at work.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
-    running: Mutex<HashMap<String, Worker>>,
+    idle: Mutex<HashMap<String, Vec<Worker>>>,
     facts: OnceLock<std::sync::Arc<Value>>,
 }
 
@@ -35,19 +35,20 @@ impl Workers {
     }
 
     pub(crate) fn call(&self, call: &Call) -> Result<Reply, Failure> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if !running.contains_key(&call.user) {
-            let facts = self.facts.get().map_or(&Value::Null, |f| &**f);
-            running.insert(call.user.clone(), Worker::start(&call.user, facts)?);
-        }
-        let Some(worker) = running.get_mut(&call.user) else { return Err(Failure::new("no worker")) };
-        worker.call(call).inspect_err(|_| {
-            // What is left of it cannot be trusted to answer the next call.
-            if let Some(mut worker) = running.remove(&call.user) {
-                let _ = worker.child.kill();
-                let _ = worker.child.wait();
-            }
-        })
+        // Taken out while it works: a task of this host's own and one that another host delegates to it do not wait for each other.
+        let idle = self.idle().get_mut(&call.user).and_then(Vec::pop);
+        let mut worker = match idle {
+            Some(worker) => worker,
+            None => Worker::start(&call.user, self.facts.get().map_or(&Value::Null, |f| &**f))?,
+        };
+        // One that failed is dropped: it cannot be trusted to answer the next call.
+        let reply = worker.call(call)?;
+        self.idle().entry(call.user.clone()).or_default().push(worker);
+        Ok(reply)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, HashMap<String, Vec<Worker>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
