@@ -1,10 +1,11 @@
 //! `lookup('env', …)` and `lookup('file', …)` are about the machine of who runs the controller: variables that hold one are
-//! settled here, before they travel. A host that meets one refuses it.
+//! settled here, before they travel. A host that meets one refuses it. Passwords of logins do not travel at all.
 
 use std::{path::Path, sync::Arc};
 
 use rollcall_engine::{
     diag::Diagnostic,
+    inventory::stays_here,
     node::{Kind, Node},
     template::{self, EvalError},
     vars::{Binding, LocalLookups, Scope, Var, Vars},
@@ -28,6 +29,10 @@ pub(crate) fn settle_alone(layer: Arc<Vars>, extra: &Arc<Vars>, dir: &Path) -> A
 fn settle_layer(layer: Arc<Vars>, scope: &Scope, wrong: &mut Vec<Diagnostic>) -> Arc<Vars> {
     let mut settled: Option<Vars> = None;
     for (name, var) in layer.iter() {
+        if stays_here(name) {
+            settled.get_or_insert_with(|| (*layer).clone()).shift_remove(name);
+            continue;
+        }
         let Binding::Raw(node) = &var.binding else { continue };
         if !holds_lookup(node) {
             continue;
@@ -87,6 +92,14 @@ mod tests {
         for name in ["name", "later", "both", "text"] {
             assert_eq!(data(&settled, name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn passwords_of_logins_stay_here() {
+        let vars =
+            layer(json!({"ansible_become_password": "{{ lookup('env', 'PATH') }}", "ansible_sudo_pass": "x", "b": 1}));
+        let settled = settle_alone(vars, &Arc::default(), Path::new("."));
+        assert_eq!(settled.keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

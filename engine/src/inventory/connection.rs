@@ -68,17 +68,26 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+/// Of several names for one thing the last that is set wins, as in Ansible.
+const BECOME_PASSWORDS: [&str; 3] = ["ansible_become_password", "ansible_become_pass", "ansible_sudo_pass"];
+const LOGIN_PASSWORDS: [&str; 3] = ["ansible_password", "ansible_ssh_pass", "ansible_ssh_password"];
+
+/// Whether a variable of that name is for whoever connects, and travels to no host: not to its own, and not to others as one
+/// of `hostvars`.
+pub fn stays_here(name: &str) -> bool {
+    BECOME_PASSWORDS.contains(&name) || LOGIN_PASSWORDS.contains(&name)
+}
+
 impl Inventory {
     /// How to reach a host. `scope` is what the caller sees for it: [`Inventory::scope`], with what a play adds.
     pub fn connection(&self, host: &Host, scope: &Scope) -> Result<Connection, Diagnostic> {
         let vars = Reader { scope };
-        // Of several names for one thing the last that is set wins, as in Ansible.
         let common = vars.text(&["ansible_ssh_common_args"])?;
         let more = vars.text(&["ansible_ssh_extra_args"])?;
         let span = common.as_ref().or(more.as_ref()).map_or(Span::NONE, |(_, span)| *span);
         let args: Vec<String> =
             [common, more].into_iter().flatten().map(|(t, _)| t.trim().to_owned()).filter(|t| !t.is_empty()).collect();
-        for name in ["ansible_password", "ansible_ssh_pass", "ansible_ssh_password"] {
+        for name in LOGIN_PASSWORDS {
             if let Some(var) = scope.get(name) {
                 return Err(Diagnostic::error(var.origin, format!("'{name}': logging in by password is not taken"))
                     .hint("use a key: ansible_ssh_private_key_file, or an SSH agent"));
@@ -120,9 +129,7 @@ impl Inventory {
             ssh_args_span: span,
             r#become: vars.boolean("ansible_become")?,
             become_user: vars.text(&["ansible_become_user", "ansible_sudo_user"])?.map(|(t, _)| t),
-            become_password: vars
-                .text(&["ansible_become_password", "ansible_become_pass", "ansible_sudo_pass"])?
-                .map(|(t, _)| t),
+            become_password: vars.text(&BECOME_PASSWORDS)?.map(|(t, _)| t),
             instance_id: host.instance.as_ref().map(|i| i.id.clone()),
         })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{
+    connection::stays_here,
     model::{Host, Inventory},
     vars_files::Beside,
 };
@@ -87,7 +88,7 @@ impl Inventory {
 
     /// `hostvars`: the rendered variables of every host by name. A variable of a host that cannot be rendered from the
     /// inventory alone (it asks for facts or for variables of a role) is not in it; one that itself asks for `hostvars`
-    /// sees those of the others that do not.
+    /// sees those of the others that do not. Passwords of logins are not in it either: it travels.
     pub fn hostvars_json(&self) -> Arc<Value> {
         self.hostvars_value
             .get_or_init(|| {
@@ -103,7 +104,7 @@ impl Inventory {
             let scope = self.scope_with(host, others);
             let mut own = Map::new();
             for name in scope.names().map(str::to_owned).collect::<Vec<_>>() {
-                if matches!(name.as_str(), "hostvars" | "groups") {
+                if matches!(name.as_str(), "hostvars" | "groups") || stays_here(&name) {
                     continue;
                 }
                 if let Some(var) = scope.get(&name)

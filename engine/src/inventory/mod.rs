@@ -42,7 +42,7 @@ mod static_yaml;
 /// `group_vars/` and `host_vars/`.
 mod vars_files;
 
-pub use connection::Connection;
+pub use connection::{Connection, stays_here};
 pub use model::{Group, Host, InstanceRef, Inventory};
 
 /// One `-i`.
