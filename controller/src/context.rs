@@ -80,7 +80,8 @@ impl Context {
         };
         let inventory = inventory::load(&specs, &options).await.map_err(Wrong)?;
         for cache in &inventory.caches {
-            let text = format!("{} is answered from the cache ({} s old)", cache.source.display(), cache.age.as_secs());
+            let age = inventory::cache::age_text(cache.age);
+            let text = format!("{} is answered from the cache ({age} old)", cache.source.display());
             eprint_line(&text);
         }
         self.warn(&inventory.warnings);
@@ -203,10 +204,8 @@ impl Context {
         if connection.way == ConnectionWay::Local {
             return Ok(Way::Local { elevated: connect.become_root || connection.r#become == Some(true) });
         }
-        let jumps =
-            if connection.ssh_args.is_empty() { None } else { Some(ssh::jumps_from_ssh_args(&connection.ssh_args)?) };
-        let jumps = match (jumps, self.project.ssh.jump.is_empty()) {
-            (None, false) => Some(ssh::jumps_from_ssh_args(&format!("-J {}", self.project.ssh.jump.join(",")))?),
+        let jumps = match (ssh::jumps_from_ssh_args(&connection.ssh_args)?, self.project.ssh.jump.is_empty()) {
+            (None, false) => ssh::jumps_from_ssh_args(&format!("-J {}", self.project.ssh.jump.join(",")))?,
             (jumps, _) => jumps,
         };
         let target = transport
@@ -224,6 +223,9 @@ impl Context {
                 instance_id: connection.instance_id,
             })
             .map_err(|e| e.to_string())?;
+        if let Some(password) = &connection.become_password {
+            never_tell(password);
+        }
         let password = connection.become_password.map(Secret::new).or_else(|| password.cloned());
         // The agent always runs as root: it becomes other users, and back, task by task.
         let elevation = Elevation::needed(&target.user, true, password);
@@ -313,9 +315,18 @@ pub(crate) fn local_user() -> String {
 /// `-K`: asked once, before anything else happens.
 pub(crate) fn ask_become_password() -> anyhow::Result<Secret> {
     if !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        bail!("-K needs a terminal to ask for the password; set ansible_become_password instead");
+        let diagnostic =
+            Diagnostic::error(rollcall_engine::diag::Span::NONE, "-K needs a terminal to ask for the password");
+        return Err(Wrong::from(diagnostic.hint("set ansible_become_password instead")).into());
     }
-    Ok(Secret::new(rpassword::prompt_password("BECOME password: ").context("cannot ask for the password")?))
+    let password = rpassword::prompt_password("BECOME password: ").context("cannot ask for the password")?;
+    never_tell(&password);
+    Ok(Secret::new(password))
+}
+
+/// No output shows this password from now on.
+fn never_tell(password: &str) {
+    rollcall_engine::secrets::redact::register(&rollcall_engine::secrets::Secret::new(password));
 }
 
 /// EC2 instances by every address under which a jump host may be named.

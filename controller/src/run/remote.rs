@@ -8,7 +8,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 
-use crate::ssh::{AgentError, Agents, ConnectError, Elevation, Target, Transport};
+use crate::ssh::{AgentError, Agents, ConnectError, Elevation, INSTALL_DIR, Target, Transport};
 
 /// Bytes on their way to an agent; shared where all hosts get the same.
 pub(crate) type Bytes = Arc<Vec<u8>>;
@@ -99,12 +99,19 @@ async fn over_ssh(
     let mut exit = channel.exit_handle();
     let mut stderr = channel.stderr;
     let complaint = tokio::spawn(async move { last_words(&mut stderr).await });
-    let why = converse(dialer, host, &mut channel.stdout, &mut channel.stdin, outgoing).await;
+    let (heard, why) = converse(dialer, host, &mut channel.stdout, &mut channel.stdin, outgoing).await;
     let words = complaint.await.unwrap_or_default();
     let ended = exit.wait().await;
     drop(channel.stdin);
     session.close().await;
-    Incoming::Lost(lost(why, &ended.to_string(), &words))
+    let mut text = lost(why, &ended.to_string(), &words);
+    if !heard && !agent.pushed {
+        text.push_str(&format!(
+            "\nhint: it said nothing that an agent says: what stands in {INSTALL_DIR} of that host may be damaged; remove it, \
+             and the next run puts it there again"
+        ));
+    }
+    Incoming::Lost(text)
 }
 
 async fn locally(
@@ -145,21 +152,22 @@ async fn locally(
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let _ = dialer.incoming.send((host, Incoming::Started { pushed: false, millis }));
     let complaint = tokio::spawn(async move { last_words(&mut stderr).await });
-    let why = converse(dialer, host, &mut stdout, &mut stdin, outgoing).await;
+    let (_, why) = converse(dialer, host, &mut stdout, &mut stdin, outgoing).await;
     drop(stdin);
     let words = complaint.await.unwrap_or_default();
     let ended = child.wait().await.map_or_else(|e| e.to_string(), |s| s.to_string());
     Incoming::Lost(lost(why, &ended, &words))
 }
 
-/// Both directions until the agent's end. Returns why it ended, where that is not the plain end of its output.
+/// Both directions until the agent's end. Returns whether any message came, and why it ended, where that is not the plain end
+/// of its output.
 async fn converse(
     dialer: &Dialer,
     host: usize,
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
     mut outgoing: mpsc::UnboundedReceiver<Bytes>,
-) -> Option<String> {
+) -> (bool, Option<String>) {
     let write = async {
         while let Some(bytes) = outgoing.recv().await {
             if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() {
@@ -170,11 +178,13 @@ async fn converse(
         // The end of writing is not the end of the conversation: reading decides that.
         std::future::pending::<()>().await;
     };
+    let mut heard = false;
     let read = async {
         loop {
             match read_frame(from).await {
                 Ok(None) => return None,
                 Ok(Some(message)) => {
+                    heard = true;
                     if dialer.incoming.send((host, Incoming::Agent(Box::new(message)))).is_err() {
                         return None;
                     }
@@ -183,10 +193,11 @@ async fn converse(
             }
         }
     };
-    tokio::select! {
+    let why = tokio::select! {
         why = read => why,
         () = write => None,
-    }
+    };
+    (heard, why)
 }
 
 async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> Result<Option<FromAgent>, String> {

@@ -61,9 +61,11 @@ impl Cache {
         if let Some(mut known) = self.read(&name)
             && known.len() > HEX
         {
-            let packed = known.split_off(HEX);
-            if sha256_hex(&packed).as_bytes() == known {
-                return Ok(packed);
+            let (hash, packed) = known.split_at(HEX);
+            if sha256_hex(packed).as_bytes() == hash {
+                // In place: megabytes are not held twice.
+                known.drain(..HEX);
+                return Ok(known);
             }
         }
         let packed = pack()?;

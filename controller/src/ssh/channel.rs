@@ -61,6 +61,8 @@ pub struct Channel {
     pub stdout: Output,
     pub stderr: Output,
     exit: watch::Receiver<Option<Exit>>,
+    /// How many bytes the host can take, each time it says so.
+    pub(super) window: watch::Receiver<u32>,
 }
 
 impl fmt::Debug for Channel {
@@ -78,14 +80,16 @@ impl Channel {
         let (stdout, stdout_rx) = mpsc::channel(STDOUT_PACKETS);
         let (stderr, stderr_rx) = mpsc::unbounded_channel();
         let (exit, exit_rx) = watch::channel(None);
+        let (window, window_rx) = watch::channel(0);
         let waiting = Arc::new(AtomicUsize::new(0));
         let stderr = Stderr { sender: stderr, waiting: waiting.clone() };
-        tokio::spawn(pump(reader, stdout, stderr, exit, connection));
+        tokio::spawn(pump(reader, stdout, stderr, (exit, window), connection));
         Self {
             stdin,
             stdout: Output::new(Source::Bounded(stdout_rx)),
             stderr: Output::new(Source::Counted(stderr_rx, waiting)),
             exit: exit_rx,
+            window: window_rx,
         }
     }
 
@@ -147,7 +151,7 @@ async fn pump(
     mut reader: ChannelReadHalf,
     stdout: mpsc::Sender<Vec<u8>>,
     stderr: Stderr,
-    exit: watch::Sender<Option<Exit>>,
+    (exit, window): (watch::Sender<Option<Exit>>, watch::Sender<u32>),
     connection: Arc<Shared>,
 ) {
     let mut stdout = Some(stdout);
@@ -183,6 +187,9 @@ async fn pump(
                     known => format!("{known:?}"),
                 };
                 end = Some(Exit::Signal { name, core_dumped, message: error_message });
+            }
+            ChannelMsg::WindowAdjusted { new_size } => {
+                window.send_replace(new_size);
             }
             ChannelMsg::Failure => end = Some(Exit::Refused),
             ChannelMsg::Close => break,

@@ -59,6 +59,16 @@ mod tests {
         assert_eq!(keys_from_console(&text), keys);
     }
 
+    /// What cloud-init 22.4.2 of Debian 12 printed for a host's three keys, with their fingerprints before them.
+    #[test]
+    fn the_block_of_cloud_init() {
+        let text = include_str!("tests/cloud-init-22.4.2.txt");
+        let keys = keys_from_console(text);
+        let kinds: Vec<&str> = keys.iter().map(PublicKey::algorithm).collect();
+        assert_eq!(kinds, ["ecdsa-sha2-nistp256", "ssh-ed25519", "ssh-rsa"]);
+        assert!(keys.iter().all(|key| text.contains(&key.fingerprint())), "{keys:?}");
+    }
+
     #[test]
     fn noise_carriage_returns_and_prefixes() {
         let text = format!(

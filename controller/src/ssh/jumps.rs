@@ -79,24 +79,28 @@ fn parse_port(text: &str) -> Option<u16> {
 /// The jump hosts that `ansible_ssh_common_args` (or `ansible_ssh_extra_args`) asks for:
 /// `-J a,b`, `-o ProxyJump=a`, or `-o ProxyCommand="ssh -W %h:%p [-q -p PORT -i KEY -l USER] bastion"`.
 /// Options that do not concern the way to the host are left alone, so that existing inventories
-/// work. Another ProxyCommand is an error that shows the ProxyJump to write instead.
-pub fn jumps_from_ssh_args(args: &str) -> Result<Vec<Hop>, String> {
+/// work. `None`: nothing is said of the way, which is then for others to say; an empty list says that there are no
+/// jumps (`ProxyJump=none`). Of several the first counts, as for ssh. Another ProxyCommand is an error that shows the
+/// ProxyJump to write instead.
+pub fn jumps_from_ssh_args(args: &str) -> Result<Option<Vec<Hop>>, String> {
     let words = split_words(args)?;
     let mut words = words.iter().map(String::as_str);
-    let mut hops = Vec::new();
+    let mut jumps = None;
     while let Some(word) = words.next() {
-        if let Some(list) = option_value(word, "-J", &mut words)? {
-            hops = Hop::parse_list(list)?;
+        let said = if let Some(list) = option_value(word, "-J", &mut words)? {
+            Hop::parse_list(list)?
         } else if let Some(option) = option_value(word, "-o", &mut words)? {
-            let (key, value) = split_option(option);
-            if key.eq_ignore_ascii_case("ProxyJump") {
-                hops = Hop::parse_list(value)?;
-            } else if key.eq_ignore_ascii_case("ProxyCommand") {
-                hops = hops_from_proxy_command(value)?;
+            match split_option(option) {
+                (key, value) if key.eq_ignore_ascii_case("ProxyJump") => Hop::parse_list(value)?,
+                (key, value) if key.eq_ignore_ascii_case("ProxyCommand") => hops_from_proxy_command(value)?,
+                _ => continue,
             }
-        }
+        } else {
+            continue;
+        };
+        jumps.get_or_insert(said);
     }
-    Ok(hops)
+    Ok(jumps)
 }
 
 fn split_words(text: &str) -> Result<Vec<String>, String> {
@@ -189,7 +193,8 @@ mod tests {
 
     fn shown(args: &str) -> String {
         match jumps_from_ssh_args(args) {
-            Ok(hops) => hops.iter().map(ToString::to_string).collect::<Vec<_>>().join(" > "),
+            Ok(Some(hops)) => hops.iter().map(ToString::to_string).collect::<Vec<_>>().join(" > "),
+            Ok(None) => "nothing said".to_owned(),
             Err(error) => format!("error: {error}"),
         }
     }
@@ -202,9 +207,11 @@ mod tests {
         assert_eq!(shown("-oProxyJump=a"), "a");
         assert_eq!(shown("-o 'ProxyJump a'"), "a");
         assert_eq!(shown("-o ProxyJump=ssh://u@[fd00::1]:22"), "u@[fd00::1]:22");
-        assert_eq!(shown("-o StrictHostKeyChecking=no -C"), "");
         assert_eq!(shown("-o ProxyJump=none"), "");
-        assert_eq!(shown(""), "");
+        assert_eq!(shown("-o StrictHostKeyChecking=no -C"), "nothing said");
+        assert_eq!(shown(""), "nothing said");
+        // ssh, too, takes the first of them.
+        assert_eq!(shown("-J a -o ProxyJump=b"), "a");
     }
 
     #[test]
@@ -213,7 +220,10 @@ mod tests {
         assert_eq!(shown("-o 'ProxyCommand=/usr/bin/ssh -p 2200 -l me -W %h:%p b'"), "me@b:2200");
         assert_eq!(shown(r#"-oProxyCommand="ssh -J a -W [%h]:%p b""#), "a > b");
         let hops = jumps_from_ssh_args(r#"-o ProxyCommand="ssh -i ~/.ssh/k -W %h:%p b""#);
-        assert_eq!(hops.expect("a jump").first().and_then(|hop| hop.identity_file.clone()), Some("~/.ssh/k".into()));
+        assert_eq!(
+            hops.expect("a way").expect("it is said").first().and_then(|hop| hop.identity_file.clone()),
+            Some("~/.ssh/k".into())
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod config;
 mod config_parse;
 mod console;
 mod error;
+mod flow;
 mod handler;
 mod hostkeys;
 mod identities;
@@ -36,7 +37,7 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
-pub use agents::{Agents, find_agents};
+pub use agents::{Agents, INSTALL_DIR, find_agents};
 pub use error::ConnectError;
 pub use hostkeys::ConsoleSource;
 pub use jumps::jumps_from_ssh_args;

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::agents::{AgentBinary, Agents};
 use super::channel::{Channel, Exit};
 use super::error::SshError;
+use super::flow::{Flow, PATIENCE};
 use super::push_script::{Codec, MARK, install, start};
 use super::sudo::{Elevation, PROMPT, SudoError, complaint};
 use super::transport::Session;
@@ -23,7 +24,8 @@ use super::transport::Session;
 const SILENCE: Duration = Duration::from_mins(1);
 /// Of what a host prints before the agent runs, more is not kept.
 const CHATTER_BYTES: usize = 64 * 1024;
-const CHUNK_BYTES: usize = 32 * 1024;
+/// The SSH library holds about ten of them at once, in two or three forms, for each host.
+const CHUNK_BYTES: usize = 16 * 1024;
 
 /// Why there is no agent on a host.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ pub async fn start_agent_with(
     let binaries: Vec<&AgentBinary> = agents.binaries().iter().collect();
     let host = session.name();
     let command = start(&agents.folder, &binaries, sudo, args);
-    let mut talk = Talk::new(host, "started", session.exec(&command).await?);
+    let mut talk = Talk::new(session, "started", session.exec(&command).await?);
     talk.installing = false;
     if let Some(password) = password {
         talk.password(password.expose()).await?;
@@ -126,7 +128,7 @@ pub async fn start_agent_with(
         "{host}: pushing agent {} ({} bytes, {:?})", agent.hash, packed.len(), missing.codec
     );
     let command = install(&agents.folder, agent, missing.codec, packed.len(), sudo, missing.root, args);
-    let mut talk = Talk::new(host, "being installed", session.exec(&command).await?);
+    let mut talk = Talk::new(session, "being installed", session.exec(&command).await?);
     if let Some(password) = password {
         talk.password(password.expose()).await?;
     }
@@ -187,20 +189,22 @@ struct Talk<'a> {
     out: Vec<u8>,
     err: Vec<u8>,
     sent: usize,
+    flow: Flow,
     out_ended: bool,
     err_ended: bool,
 }
 
 impl<'a> Talk<'a> {
-    fn new(host: &'a str, doing: &'static str, channel: Channel) -> Self {
+    fn new(session: &'a Session, doing: &'static str, channel: Channel) -> Self {
         Self {
-            host,
+            host: session.name(),
             doing,
             installing: true,
             channel,
             out: Vec::new(),
             err: Vec::new(),
             sent: 0,
+            flow: Flow::new(session.way()),
             out_ended: false,
             err_ended: false,
         }
@@ -273,9 +277,10 @@ impl<'a> Talk<'a> {
             return Ok(false);
         }
         let (mut out, mut err) = ([0u8; 2048], [0u8; 2048]);
-        let Channel { stdin, stdout, stderr, .. } = &mut self.channel;
+        let Channel { stdin, stdout, stderr, window, .. } = &mut self.channel;
         let rest = &data[self.sent.min(data.len())..];
         let chunk = &rest[..rest.len().min(CHUNK_BYTES)];
+        let (more, has_room) = (!chunk.is_empty(), self.flow.has_room());
         let moved = timeout(SILENCE, async {
             tokio::select! {
                 length = stdout.read(&mut out), if !self.out_ended => {
@@ -288,10 +293,14 @@ impl<'a> Talk<'a> {
                     self.err_ended = length == 0;
                     self.err.extend_from_slice(&err[..length]);
                 }
-                length = stdin.write(chunk), if !chunk.is_empty() => {
+                length = stdin.write(chunk), if more && has_room => {
                     // A closed stdin is explained by what the host says next.
-                    self.sent += length.unwrap_or(data.len());
+                    let length = length.unwrap_or(data.len());
+                    self.sent += length;
+                    self.flow.sent(length);
                 }
+                Ok(()) = window.changed(), if more => self.flow.told(*window.borrow_and_update()),
+                () = sleep(PATIENCE), if more && !has_room => self.flow.silent(),
             }
         });
         if moved.await.is_err() {

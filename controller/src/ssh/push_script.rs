@@ -1,5 +1,5 @@
 //! What runs on a host around the agent: one `sh` command line that starts it, one that installs
-//! and starts it. Only sh, coreutils and, where it is there, gzip or zstd.
+//! and starts it. Only sh, coreutils and, where they are there, gzip or zstd, and openssl.
 //!
 //! Rules that both keep: one line, no single quote and no `!` inside, so that any login shell
 //! (csh too) hands them to `sh` as they are; words for us start with [`MARK`], so that what a
@@ -93,7 +93,8 @@ pub(super) fn install(
     command(None, &script, &all)
 }
 
-/// Every program that is started costs about a millisecond, so the shell does by itself what it can.
+/// Every program that is started costs about a millisecond, so the shell does by itself what it can. OpenSSL, where it is there, knows
+/// what the processor does for SHA-256: a third of the time of coreutils.
 fn install_script(folder: &str, hash: &str, codec: Codec, size: usize) -> String {
     let unpack = codec.unpack();
     format!(
@@ -106,7 +107,7 @@ fn install_script(folder: &str, hash: &str, codec: Codec, size: usize) -> String
          for f in $D/.agent-*; do case \"${{f##*.}}\" in $$) rm -f \"$f\";; \
          *) if test -e \"$f\"; then kill -0 \"${{f##*.}}\" 2>/dev/null || rm -f \"$f\"; fi;; esac; done; \
          set -C; head -c {size} | {unpack} > $T || fail write; set +C; \
-         test \"$(sha256sum < $T)\" = \"{hash}  -\" || fail hash; \
+         S=$(openssl dgst -sha256 -r < $T 2>/dev/null) || S=$(sha256sum < $T); test \"${{S%% *}}\" = \"{hash}\" || fail hash; \
          chmod 0755 $T || fail mode; \
          $T --version </dev/null >/dev/null || fail run; \
          sync $T 2>/dev/null || sync; \

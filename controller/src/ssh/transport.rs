@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use russh::client::{self, Handle};
 use russh::{ChannelOpenFailure, Disconnect};
@@ -54,6 +54,8 @@ struct Connection {
     shared: Arc<Shared>,
     name: String,
     limit: Duration,
+    /// How long it took to be heard at all: about a round trip.
+    way: Duration,
     /// The jump host's connection lives as long as those that pass through it.
     _via: Option<Arc<Connection>>,
 }
@@ -73,6 +75,11 @@ impl Session {
     /// The host's name in messages.
     pub fn name(&self) -> &str {
         &self.connection.name
+    }
+
+    /// About the time of a round trip to the host.
+    pub(super) fn way(&self) -> Duration {
+        self.connection.way
     }
 
     #[cfg(test)]
@@ -217,20 +224,23 @@ impl Transport {
             ..client::Config::default()
         });
         let handler = Handler { check, shared: shared.clone() };
-        let mut handle = match &via {
+        let begun = Instant::now();
+        let (mut handle, way) = match &via {
             None => {
                 let stream = tcp(&target.host, target.port, &address, limit).await?;
-                handshake(config, stream, handler, &address, limit).await?
+                let way = begun.elapsed();
+                (handshake(config, stream, handler, &address, limit).await?, way)
             }
             Some(jump) => {
                 let stream = forward(jump, target, &address, limit).await?;
-                handshake(config, stream, handler, &address, limit).await?
+                let way = begun.elapsed();
+                (handshake(config, stream, handler, &address, limit).await?, way)
             }
         };
         Login { handle: &mut handle, identities: &self.identities, user: &target.user, address: &address, limit }
             .run(&target.identity_files)
             .await?;
-        Ok(Connection { handle, shared, name: target.name.clone(), limit, _via: via })
+        Ok(Connection { handle, shared, name: target.name.clone(), limit, way, _via: via })
     }
 
     fn known_hosts(&self, target: &Target) -> Result<Arc<RwLock<KnownHosts>>, ConnectError> {

@@ -103,7 +103,7 @@ async fn a_large_agent_by_every_codec() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         noise.push(char::from(b'0' + (state >> 59) as u8));
     }
-    for missing in [&["zstd", "gzip"][..], &["zstd"], &[]] {
+    for missing in [&["zstd", "gzip"][..], &["zstd", "openssl"], &[]] {
         let (sshd, session) = session(SUDO).await;
         // Behind sudo only these are there.
         let tools = sshd.path("tools");
@@ -123,6 +123,7 @@ async fn a_large_agent_by_every_codec() {
             "ls",
             "sync",
             "sha256sum",
+            "openssl",
             "gzip",
             "zstd",
         ] {
