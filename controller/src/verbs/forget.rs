@@ -142,9 +142,11 @@ fn is_of(name: &Name, node: &str) -> bool {
     })
 }
 
-/// The node and the instance of a node's token: `Made by Rollcall: agent web-3 (i-0123)`.
+/// The node and the instance of a node's token, of its Consul agent or its Nomad agent: `Made by Rollcall: agent web-3 (i-0123)`.
 fn instance(description: &str) -> Option<(&str, &str)> {
-    let (node, rest) = description.strip_prefix("Made by Rollcall: agent ")?.split_once(" (")?;
+    let purpose = description.strip_prefix("Made by Rollcall: ")?;
+    let of = purpose.strip_prefix("agent ").or_else(|| purpose.strip_prefix("nomad "))?;
+    let (node, rest) = of.split_once(" (")?;
     let id = rest.strip_suffix(')')?;
     id.starts_with("i-").then_some((node, id))
 }
@@ -156,8 +158,8 @@ async fn terminated(operator: &Operator, of: Option<Product>) -> anyhow::Result<
         return Ok(ended.exit());
     };
     let tokens = Told::of(listed)?;
-    let known: BTreeMap<&str, &str> =
-        tokens.iter().filter_map(|token| instance(&token.description)).map(|(node, id)| (id, node)).collect();
+    // A node has several, which are one.
+    let known: BTreeSet<(&str, &str)> = tokens.iter().filter_map(|token| instance(&token.description)).collect();
     let mut accounts: Vec<(Account, BTreeSet<String>)> = Vec::new();
     for host in operator.inventory.hosts().filter_map(|host| host.instance.as_ref()) {
         match accounts.iter_mut().find(|(account, _)| *account == host.account) {
@@ -170,7 +172,8 @@ async fn terminated(operator: &Operator, of: Option<Product>) -> anyhow::Result<
     }
     let mut ids: BTreeSet<String> = BTreeSet::new();
     for (account, regions) in accounts.into_iter().filter(|_| !known.is_empty()) {
-        let names: Vec<String> = known.keys().map(|id| (*id).to_owned()).collect();
+        let names: BTreeSet<String> = known.iter().map(|(_, id)| (*id).to_owned()).collect();
+        let names: Vec<String> = names.into_iter().collect();
         let state = || ("instance-state-name".to_owned(), vec!["terminated".to_owned()]);
         let include = names.chunks(FILTER).map(|ids| vec![("instance-id".to_owned(), ids.to_vec()), state()]).collect();
         let query = Query {
@@ -186,8 +189,7 @@ async fn terminated(operator: &Operator, of: Option<Product>) -> anyhow::Result<
         })?;
         ids.extend(found.instances.into_iter().map(|instance| instance.id));
     }
-    let gone: Vec<(&str, &str)> =
-        known.iter().filter(|(id, _)| ids.contains(**id)).map(|(id, node)| (*node, *id)).collect();
+    let gone: Vec<&(&str, &str)> = known.iter().filter(|(_, id)| ids.contains(*id)).collect();
     if gone.is_empty() {
         writeln!(std::io::stdout(), "of {} nodes with an instance EC2 calls none terminated", known.len())?;
         return Ok(Exit::Done);
@@ -226,7 +228,9 @@ mod tests {
 
     #[test]
     fn an_instance_stands_in_a_tokens_description() {
-        assert_eq!(instance("Made by Rollcall: agent web-3 (i-0abc)"), Some(("web-3", "i-0abc")));
+        for of in ["agent", "nomad"] {
+            assert_eq!(instance(&format!("Made by Rollcall: {of} web-3 (i-0abc)")), Some(("web-3", "i-0abc")));
+        }
         for none in ["Made by Rollcall: agent web-3", "Made by Rollcall: dns (i-0abc)", "agent web-3 (i-0abc)"] {
             assert_eq!(instance(none), None, "{none}");
         }

@@ -1,13 +1,14 @@
-use std::{collections::HashMap, os::unix::process::CommandExt as _, process::ExitCode, sync::Arc};
+use std::{collections::HashMap, io::Write as _, os::unix::process::CommandExt as _, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 use rollcall_engine::diag::Sources;
 
 use crate::{
-    context::Context,
+    context::{Context, eprint_line},
+    exit::Exit,
     options::{Connect, Hosts},
-    run::remote::Way,
+    run::remote::{Way, chain},
 };
 
 /// Log in to a host with the system's ssh: the inventory's address, user, key and jump hosts, our host keys.
@@ -41,11 +42,25 @@ pub(crate) async fn run(args: Args, sources: Arc<Sources>) -> anyhow::Result<Exi
         Way::Local { .. } => bail!("{name} is this machine"),
     };
     // The first contact learns and checks host keys by our rules; ssh then finds them written down.
-    let config = transport.openssh_config(&target).await?;
+    let config = match transport.openssh_config(&target).await {
+        Ok(config) => config,
+        Err(error) => {
+            eprint_line(&format!("{name}: {}", chain(&error)));
+            return Ok(Exit::Unreachable.into());
+        }
+    };
     let dirs = crate::context::dirs().context("there is no home folder")?;
-    std::fs::create_dir_all(&dirs.state).with_context(|| format!("cannot create {}", dirs.state.display()))?;
-    let file = dirs.state.join("ssh_config");
-    std::fs::write(&file, config).with_context(|| format!("cannot write {}", file.display()))?;
+    let folder = dirs.state.join("ssh");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // One for each host, put there whole: ssh reads it again for each jump, while another login may be on its way.
+    let file = folder.join(format!("{}.config", name.replace('/', "_")));
+    let write = || -> std::io::Result<()> {
+        let mut new = tempfile::NamedTempFile::new_in(&folder)?;
+        new.write_all(config.as_bytes())?;
+        new.persist(&file)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))?;
     let mut ssh = std::process::Command::new("ssh");
     ssh.arg("-F").arg(file).arg(&target.name).args(&args.command);
     Err(anyhow::Error::new(ssh.exec()).context("cannot start ssh"))

@@ -2,10 +2,14 @@ use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::{ArgGroup, Args as ClapArgs, Subcommand};
-use rollcall_engine::{diag::Sources, protocol::TaskResult, secrets::Name};
+use rollcall_engine::{
+    diag::Sources,
+    protocol::{Status, TaskResult},
+    secrets::Name,
+};
 use serde_json::{Value, json};
 
-use super::operate::{Operator, Product, Way, Work};
+use super::operate::{Ended, Operator, Product, Way, Work};
 use crate::{context, exit::Exit, options::Show};
 
 /// Tokens for people: make one, list them, take one away.
@@ -206,8 +210,10 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
         .await?;
     let Some(made) = ended.of_module(maker(product)).filter(|_| ended.is_done_once()) else {
         ended.tell();
-        if !kept {
-            operator.delete(secret).await?;
+        match made_nothing(&ended, product) {
+            true if kept => {}
+            true => operator.delete(secret).await?,
+            false => stays(operator, args, secret).await?,
         }
         return Ok(ended.exit());
     };
@@ -241,6 +247,31 @@ async fn create(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Re
         product.name()
     ));
     Ok(Exit::Done)
+}
+
+/// Whether it is certain that no token was made: all that was begun came to its end, something failed, and what makes tokens, if it came to
+/// that, says that it wrote nothing. A host that is not heard of any more may have made it.
+fn made_nothing(ended: &Ended, product: Product) -> bool {
+    let results = || ended.results.iter().map(|(_, result)| result);
+    let wrote_nothing = |result: &TaskResult| result.status == Status::Failed && result.result["changed"] == false;
+    matches!(ended.exit, Some(Exit::Failed | Exit::Foreign))
+        && ended.unreachable.is_empty()
+        && results().any(|result| result.status == Status::Failed)
+        && results().filter(|result| result.module == maker(product)).all(wrote_nothing)
+}
+
+/// Tells how to go on where nobody knows whether the token was made.
+async fn stays(operator: &Operator, args: &Create, secret: &Name) -> anyhow::Result<()> {
+    let product = args.product.product.name();
+    let kept = match operator.get(secret).await? {
+        Some(_) => format!("its secret stays in the store as '{secret}', and the same call goes on with it"),
+        None => "the same call finds out".to_owned(),
+    };
+    context::eprint_line(&format!(
+        "nobody knows whether the token '{0}' was made: {kept}; to be rid of it: controller token revoke {0} --product {product}",
+        args.name
+    ));
+    Ok(())
 }
 
 /// A token as the cluster tells it.
@@ -392,6 +423,55 @@ mod tests {
             assert!(lifetime(text).is_err(), "{text}");
         }
         assert!(lifetime("2d").unwrap_err().contains("from a minute to a day"));
+    }
+
+    #[test]
+    fn what_may_be_a_tokens_secret_is_not_thrown_away() {
+        let result = |module: &str, status: Status, result: Value| TaskResult {
+            status,
+            name: "a task".into(),
+            role: None,
+            module: module.into(),
+            item: None,
+            msg: None,
+            hint: None,
+            diffs: Vec::new(),
+            result,
+            warnings: Vec::new(),
+            ignored: false,
+            rescued: false,
+            handler: false,
+            delegated_to: None,
+            span: rollcall_engine::diag::Span::NONE,
+            millis: 1,
+        };
+        let ended = |exit: Exit, unreachable: &[&str], results: Vec<TaskResult>| Ended {
+            results: results.into_iter().map(|result| ("a".to_owned(), result)).collect(),
+            unreachable: unreachable.iter().map(|host| ((*host).to_owned(), "gone".to_owned())).collect(),
+            failed: std::collections::BTreeSet::new(),
+            exit: Some(exit),
+        };
+        let ok = || result("assert", Status::Ok, json!({"changed": false}));
+        let refused = || result("uri", Status::Failed, json!({"changed": false}));
+        for product in Product::ALL {
+            let tried = |changed: bool| result(maker(product), Status::Failed, json!({ "changed": changed }));
+            let certain = |ended: Ended| made_nothing(&ended, product);
+            assert!(certain(ended(Exit::Failed, &[], vec![ok(), refused()])), "it did not come to it");
+            assert!(certain(ended(Exit::Failed, &[], vec![ok(), tried(false)])));
+            // It was made, or may have been: what failed came after, or the answer was lost.
+            assert!(!certain(ended(Exit::Failed, &[], vec![ok(), tried(true)])));
+            let hidden = result(maker(product), Status::Failed, Value::Null);
+            assert!(!certain(ended(Exit::Failed, &[], vec![ok(), hidden])));
+            let made = result(maker(product), Status::Changed, json!({"changed": true}));
+            assert!(!certain(ended(Exit::Failed, &[], vec![ok(), made, refused()])));
+            // Who is gone may have made it; and so may who was interrupted.
+            for exit in [Exit::Unreachable, Exit::Failed] {
+                assert!(!certain(ended(exit, &["b"], vec![ok(), tried(false)])));
+                assert!(!certain(ended(exit, &["b"], Vec::new())));
+            }
+            assert!(!certain(ended(Exit::Interrupted, &[], vec![ok()])));
+            assert!(!certain(ended(Exit::Interrupted, &[], vec![ok(), refused()])));
+        }
     }
 
     #[test]

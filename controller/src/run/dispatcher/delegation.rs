@@ -45,6 +45,7 @@ impl Dispatcher {
                 }
                 _ => {
                     self.delegated.insert(id, (waiter, host));
+                    // A connection that is gone is told by its own message, which refuses this call.
                     if let Some(link) = &self.hosts[host].link {
                         let _ = link.send(bytes);
                     }

@@ -319,6 +319,8 @@ impl Dispatcher {
             _ => {
                 self.hosts[host].state = State::Gone;
                 self.hosts[host].link = None;
+                // Also one that has failed carries out what others delegate to it.
+                self.refuse_calls(host);
             }
         }
     }
