@@ -52,8 +52,12 @@ impl LabPaths {
         self.dir().join("keys").join(key)
     }
 
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.dir().join("hosts")
+    }
+
     pub(crate) fn host(&self, id: &str) -> PathBuf {
-        self.dir().join("hosts").join(id)
+        self.hosts().join(id)
     }
 
     pub(crate) fn namespace(&self) -> String {

@@ -192,7 +192,14 @@ fn isolate_mounts(env: &HostEnv) -> Result<()> {
     let base = host::base_mount(&env.paths);
     std::fs::create_dir_all(&base).with_context(|| format!("cannot make {}", base.display()))?;
     mount(Some(&env.base), &base, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .with_context(|| format!("cannot mount the image {}", env.base.display()))
+        .with_context(|| format!("cannot mount the image {}", env.base.display()))?;
+    // Each container keeps, beneath its own root, a copy of the mounts that it was started from. Those of disks are shared, so
+    // that one that is thrown away is so in all containers: otherwise its memory is not given back before the last of them ends.
+    let hosts = env.paths.hosts();
+    std::fs::create_dir_all(&hosts).with_context(|| format!("cannot make {}", hosts.display()))?;
+    mount(Some(&hosts), &hosts, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .and_then(|()| mount(None::<&str>, &hosts, None::<&str>, MsFlags::MS_SHARED, None::<&str>))
+        .with_context(|| format!("cannot share the mounts of {}", hosts.display()))
 }
 
 fn apt_source(record: &Record, endpoints: &Endpoints) -> Result<AptSource> {
