@@ -23,7 +23,7 @@ as_root = $$(dir="$(bindir)"; while [ ! -e "$$dir" ]; do dir=$$(dirname "$$dir")
 T ?=
 # For `make fuzz`: how many inputs each property gets.
 CASES ?= 200000
-# For `make test-faults`: how many of each kind.
+# For `make test-faults`: how many kills of each kind.
 KILLS ?= 100
 
 .PHONY: help setup build demo demo-shell demo-ui demo-down test test-unit test-lab test-faults lint bench fuzz install uninstall clean-cache
@@ -55,10 +55,10 @@ test: ## Every test, on real hosts (root)
 test-unit: ## The tests that need neither root nor hosts
 	@tests/run unit
 
-test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or a file's
+test-lab: ## The tests on real hosts (root); T=NAME: a part of a test's name, or a file's; T="ONE OTHER"
 	@tests/run lab $(T)
 
-test-faults: ## The full sweep of kills, races and pauses, counted in docs/faults.md (root; an hour or two); KILLS=N
+test-faults: ## The full sweep of kills, races and pauses, counted in docs/faults.md (root; half an hour); KILLS=N
 	@tests/faults $(KILLS)
 
 test-readme: ## The commands of README and manual, as a newcomer runs them (root; builds the shipped programs)

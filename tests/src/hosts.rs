@@ -103,6 +103,15 @@ impl Borrowed {
         self.lab.root(self.name(index), line)
     }
 
+    /// Copies text files of a host's folder to a folder of another, which is made.
+    #[track_caller]
+    pub fn hand_over(&self, (from, folder): (usize, &str), (to, place): (usize, &str), files: &[&str]) {
+        for file in files {
+            let text = self.read(from, &format!("{folder}/{file}"));
+            self.root(to, &format!("mkdir -p {place} && cat > {place}/{file} <<'EOT'\n{text}EOT")).ok();
+        }
+    }
+
     /// The content of a file on a host.
     #[track_caller]
     pub fn read(&self, index: usize, path: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Borrowed, Lab, Project, Said};
+use crate::{Borrowed, Lab, Project, Said, counted, number};
 
 /// How long an agent on a host may go on after its controller was killed.
 const LOCKED: Duration = Duration::from_mins(2);
@@ -54,6 +54,20 @@ pub fn kill_after(project: &Project, words: &[&str], lines: usize, delay: Durati
             return said;
         }
     }
+}
+
+/// After how many lines a verb is killed, and how long after: where `ROLLCALL_TEST_KILLS` is set, after each of so many, otherwise after
+/// these few. The delays take turns: they lead from where a step begins into its midst.
+pub fn kills(lines: usize, few: &[usize], delays: [u64; 3]) -> Vec<(usize, Duration)> {
+    let all = number("ROLLCALL_TEST_KILLS", 0) > 0;
+    let chosen = if all { (0..lines).collect() } else { few.to_vec() };
+    chosen.into_iter().zip(delays.into_iter().cycle().map(Duration::from_millis)).collect()
+}
+
+/// Tells that a verb held which was killed so often.
+pub fn killed(what: &str, times: usize) {
+    let times = times as u64;
+    counted(&format!("{what} killed (-9) after one of its steps, ended by the same command"), times, times);
 }
 
 impl Operated {

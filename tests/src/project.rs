@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::{Host, Lab, Running, Said, program};
+use crate::{Host, Lab, Running, Said, program, setting};
 
 const LIMIT: Duration = Duration::from_mins(10);
 
-/// A project: its folder, and a home folder that is empty at first. Gone when dropped.
+/// A project: its folder, and a home folder of its own. Gone when dropped.
 #[derive(Debug)]
 pub struct Project {
     lab: Lab,
@@ -23,7 +23,7 @@ impl Project {
     pub fn new<'a>(lab: &Lab, hosts: impl IntoIterator<Item = &'a Host>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder can be made");
         let project = Self { lab: lab.clone(), dir };
-        std::fs::create_dir(project.home()).expect("the home folder can be made");
+        project.share_packed_agents().expect("the home folder can be made");
         let status = lab.status();
         let key = status.keys.values().next().expect("every lab of the tests has a key");
         let settings = format!(
@@ -36,6 +36,15 @@ impl Project {
                 .expect("text can be written");
         }
         project.file("rollcall.yaml", &settings).file("inventory.yaml", &inventory)
+    }
+
+    /// The home folder, empty but for the agents that all tests share: packing one again for each project takes a second.
+    fn share_packed_agents(&self) -> std::io::Result<()> {
+        let (agents, cache) =
+            (Path::new(&setting("ROLLCALL_TEST_DIR")).join("agents"), self.home().join(".cache/rollcall"));
+        std::fs::create_dir_all(&agents)?;
+        std::fs::create_dir_all(&cache)?;
+        std::os::unix::fs::symlink(agents, cache.join("agents"))
     }
 
     /// Writes a file of the project, with the folders that it needs.
@@ -107,6 +116,21 @@ impl Project {
     #[track_caller]
     pub fn start<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Running {
         Running::start(&mut self.command(words))
+    }
+
+    /// Holds the lock of a store's file (its path, from the project's folder), as another controller does while it writes: until it is
+    /// dropped.
+    #[track_caller]
+    pub fn hold(&self, lock: &str) -> Running {
+        let (line, held) = ("exec flock --no-fork \"$0\" sh -c 'touch held; exec sleep 600'", self.path().join("held"));
+        let holder = Running::start(Command::new("sh").args(["-c", line, lock]).current_dir(self.path()));
+        let until = Instant::now() + Duration::from_secs(20);
+        while !held.exists() {
+            assert!(Instant::now() < until, "the lock is not taken");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::fs::remove_file(held).expect("it is there");
+        holder
     }
 
     /// A line for the shell in the project's folder and the lab's network.

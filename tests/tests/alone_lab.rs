@@ -65,6 +65,34 @@ fn two_labs_do_not_disturb_each_other_and_a_crash_leaves_nothing() {
     other.exec("web-1", "true").ok();
 }
 
+/// Memory of a lab's disks, in MiB, as its control group counts it.
+fn disks(lab: &str) -> u64 {
+    let path = format!("*rollcall-lab/{lab}/memory.stat");
+    let said = run(
+        Command::new("find").args(["/sys/fs/cgroup", "-path", &path, "-exec", "cat", "{}", ";"]),
+        Duration::from_secs(20),
+    );
+    let of = |name: &str| -> Option<u64> {
+        said.out.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    };
+    // The first is version 1's.
+    of("total_shmem").or_else(|| of("shmem")).expect("it counts") >> 20
+}
+
+#[test]
+fn a_disk_that_is_thrown_away_gives_its_memory_back() {
+    let lab = OwnLab::boot_text(TWO);
+    let before = disks(&lab.name);
+    // Each of the two was there when the other booted.
+    for host in ["web-1", "web-2", "web-1"] {
+        // Over SSH: what is entered from here counts as ours.
+        lab.exec(host, "sudo dd if=/dev/zero of=/opt/big bs=1M count=300").ok();
+        assert!(disks(&lab.name) >= before + 250, "it is not seen when it is there");
+        lab.lab(["reset", host]).ok();
+        assert!(disks(&lab.name) < before + 100, "{host}: {} MiB of disks, {before} before", disks(&lab.name));
+    }
+}
+
 #[test]
 fn a_partition_cuts_both_ways_until_it_is_healed() {
     let lab = OwnLab::boot_text(TWO);

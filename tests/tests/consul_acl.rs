@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Said, counted, number};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -113,7 +113,7 @@ impl Cluster {
 
 #[test]
 fn of_all_that_bootstrap_at_once_one_does_and_all_have_its_token() {
-    let cluster = Cluster::with_acls("");
+    let cluster = Cluster::with_acls("consul_client_addr: 0.0.0.0\n");
     // A check says what it would do, and does not.
     let checked = cluster.run("bootstrap.yaml", &["--check", "--diff"]);
     assert_eq!(checked.counted("changed"), SERVERS as u64, "{}", checked.report());
@@ -131,6 +131,7 @@ fn of_all_that_bootstrap_at_once_one_does_and_all_have_its_token() {
         .never_says("hunter2\" is");
 
     policies_and_tokens(&cluster);
+    new_tokens_work_on_every_server(&cluster);
     agents_keep_their_tokens(&cluster);
     who_proves_who_he_is_gets_a_token(&cluster);
 }
@@ -224,6 +225,38 @@ fn policies_and_tokens(cluster: &Cluster) {
     cluster.run("things.yaml", &["-e", "state=absent"]).ends(4).says("policy 'catalog' was not made by Rollcall");
     // What Consul will not take is told in its words.
     cluster.run("things.yaml", &["-e", "reads=reed"]).ends(4).says("nvalid node_prefix policy");
+}
+
+/// Made on one server, and asked for on all of them as soon as the task has ended, by what each knows itself.
+const NEW: &str = r#"
+- consul_acl_token:
+    purpose: "new {{ part }} {{ item }}"
+    secret: "0{{ part }}000000-0000-4000-8000-000000{{ item }}"
+    servers: "{{ all_servers }}"
+    token: "{{ the_secret }}"
+- command:
+    argv: "{{ ['curl', '--silent', '--header', 'X-Consul-Token: 0' ~ part ~ '000000-0000-4000-8000-000000' ~ item,
+      '--write-out', ' %{http_code}\n'] + asked }}"
+  register: said
+  changed_when: false
+- assert: {that: ["said.stdout_lines | select('search', ' 200$') | list | length == asked | length"]}
+"#;
+
+fn new_tokens_work_on_every_server(cluster: &Cluster) {
+    let each = number("ROLLCALL_TEST_KILLS", 6) * 5 / SERVERS as u64 + 1;
+    let urls: Vec<String> = cluster.hosts.hosts().map(|host| format!("http://{}:8500", host.address)).collect();
+    let asked: Vec<String> = urls.iter().map(|url| format!("{url}/v1/acl/token/self?stale")).collect();
+    let playbook = format!(
+        "- hosts: consul_servers\n  become: true\n  vars:\n    all_servers: {urls:?}\n    asked: {asked:?}\n  tasks:\n    \
+         - include_tasks: new.yaml\n      loop: {:?}\n",
+        (100_000..100_000 + each).collect::<Vec<_>>()
+    );
+    cluster.project.write("new.yaml", NEW);
+    cluster.project.write("tokens.yaml", &playbook);
+    let made = cluster.run("tokens.yaml", &[]).ok();
+    let all = each * SERVERS as u64;
+    assert_eq!(made.counted("changed"), all, "{}", made.report());
+    counted("new tokens, used on all three servers at once", all, all);
 }
 
 const AGENTS: &str = r#"

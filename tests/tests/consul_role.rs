@@ -403,3 +403,48 @@ fn ctrl_c_while_the_cluster_is_asked_keeps_what_runs_and_puts_the_rest_back(clus
         cluster.owed(server).says("owed      nothing");
     }
 }
+
+/// Two clusters of one server each. Without keys of their own the one takes the other in, and what one of them knew is lost.
+#[test]
+fn two_clusters_whose_networks_meet_stay_two() {
+    let hosts = Lab::shared().borrow(4, "");
+    let status = hosts.lab.status();
+    for (host, cluster) in ["first", "second", "open", "open too"].into_iter().enumerate() {
+        let vars = format!(
+            "consul_mirror: {}\nconsul_datacenter: test\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_encrypt: {}\n",
+            status.mirror,
+            status.subnet,
+            host < 2
+        );
+        let project = Project::new(&hosts.lab, [])
+            .file(
+                "inventory.yaml",
+                &format!(
+                    "all:\n  children:\n    consul_servers:\n      hosts:\n        {}: {{ansible_host: {}}}\n",
+                    hosts.name(host),
+                    hosts.host(host).address
+                ),
+            )
+            .file("group_vars/all.yaml", &vars)
+            .file("servers.yaml", "- hosts: consul_servers\n  become: true\n  roles: [consul]\n");
+        project.add_settings(&format!("cluster: {}\n", cluster.replace(' ', "-")));
+        project.controller(["run", "servers.yaml"]).ok();
+        hosts.root(host, &format!("consul kv put whose '{cluster}'")).ok();
+    }
+    let members = |host: usize| hosts.root(host, "consul members | tail --lines +2").ok().out.lines().count();
+    let join = |host: usize, other: usize| hosts.root(host, &format!("consul join {}", hosts.host(other).address));
+
+    join(0, 1).ends(1);
+    join(1, 0).ends(1);
+    // The control: these do meet.
+    join(2, 3).ok();
+    let end = Instant::now() + Duration::from_secs(30);
+    while (members(2), members(3)) != (2, 2) {
+        assert!(Instant::now() < end, "clusters without keys do not meet: {} {}", members(2), members(3));
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    for (host, cluster) in ["first", "second"].into_iter().enumerate() {
+        assert_eq!(members(host), 1);
+        assert_eq!(hosts.root(host, "consul kv get whose").ok().text(), cluster);
+    }
+}

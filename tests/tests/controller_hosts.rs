@@ -152,11 +152,14 @@ fn the_agent_is_pushed_once_and_belongs_to_root() {
     assert!(before.contains(" root 755 "), "{before}");
     project.controller(["exec", "all", "--", "true"]).ok();
     assert_eq!(hosts.root(0, look).ok().out, before);
-    // One that was damaged is no longer what its name says; it must not be run.
+    // One that root of that host has damaged is told, with the way out.
     hosts
-        .root(0, "for f in /usr/local/lib/rollcall/agent-*; do printf '#!/bin/sh\\necho owned\\n' > \"$f\"; done")
+        .root(0, "for f in /usr/local/lib/rollcall/agent-*; do printf '#!/bin/sh\\necho damaged\\n' > \"$f\"; done")
         .ok();
-    project.controller(["exec", "all", "--", "true"]).never_says("owned");
+    let told = project.controller(["exec", "all", "--", "true"]).ends(5);
+    told.says("not a message of this protocol").says("/usr/local/lib/rollcall").says("remove it");
+    hosts.root(0, "rm -r /usr/local/lib/rollcall").ok();
+    project.controller(["exec", "all", "--", "true"]).ok();
 }
 
 #[test]
@@ -165,7 +168,11 @@ fn a_jump_host_leads_to_the_others() {
     let jump = hosts.lab.host("jump").address;
     let project = Project::new(&hosts.lab, hosts.hosts())
         .file("group_vars/all.yaml", &format!("ansible_ssh_common_args: -o ProxyJump=admin@{jump}\n"));
-    project.controller(["exec", "all", "--", "true"]).ok();
+    let said = project.controller(["exec", "all", "-vvv", "--", "true"]).ok();
+    for host in [&jump, &hosts.host(0).address] {
+        let told = said.err.lines().find(|line| line.contains(&format!("{host}: negotiated kex "))).unwrap_or_default();
+        assert!(told.contains("host key ") && told.contains("cipher "), "{host}: {}", said.report());
+    }
     // The host's own log tells who came.
     let log = hosts.root(0, "journalctl --unit ssh --no-pager | grep 'Accepted publickey for admin'").ok().out;
     assert!(!log.is_empty() && log.lines().all(|line| line.contains(&format!(" from {jump} "))), "{log}");
@@ -229,7 +236,31 @@ fn sudo_with_a_password_takes_it_from_stdin_and_never_shows_it() {
         .file("page.yaml", PAGE)
         .file("group_vars/all.yaml", &format!("ansible_become_password: {}\n", serde_json::json!(password)));
     project.controller(["run", "page.yaml", "-vvv"]).ok().never_says("correct horse");
+
+    // Asked at a terminal: without one, wrong, right.
+    project.write("group_vars/all.yaml", "");
+    project.controller(["run", "page.yaml", "-K"]).ends(3).says("-K needs a terminal").says("ansible_become_password");
+    at_a_terminal(&project, "run page.yaml -K -vvv", "correct donkey")
+        .ends(5)
+        .says("sudo refuses the password")
+        .never_says("donkey");
+    let again = at_a_terminal(&project, "run page.yaml -K -vvv", password).ok();
+    again.says("ok=4   changed=0").never_says("correct horse");
     assert_eq!(hosts.root(0, "journalctl --no-pager | grep --count 'correct horse' || true").text(), "0");
+}
+
+/// The controller at a terminal of its own, where somebody types an answer as soon as a password is asked for. What it says
+/// comes as the terminal shows it.
+fn at_a_terminal(project: &Project, words: &str, answer: &str) -> Said {
+    let controller = rollcall_tests::program("controller");
+    project.write("answer", &format!("{answer}\n"));
+    project.shell(&format!(
+        "rm -f typed; mkfifo typed; : > shown; exec 3<> typed\n\
+         script --quiet --flush --return --command '{} {words}' shown < typed > /dev/null &\n\
+         until grep --quiet 'password: ' shown; do sleep 0.1; kill -0 $! || break; done\n\
+         cat answer >&3; wait $!; code=$?; tr -d '\\r' < shown; exit $code",
+        controller.display()
+    ))
 }
 
 #[test]
@@ -297,4 +328,32 @@ fn an_agent_that_was_killed_is_told_and_the_next_run_repairs() {
     assert!([4, 5].contains(&said.code), "{}", said.report());
     project.controller(["run", "site.yaml"]).ok();
     assert_eq!(hosts.read(0, "/srv/config"), "a");
+}
+
+#[test]
+fn a_role_is_taken_on_and_a_cache_tells_its_age() {
+    let lab = Lab::shared();
+    let file =
+        "plugin: amazon.aws.aws_ec2\nregions: [us-west-2]\nfilters: {'tag:Role': jump}\nhostnames: ['tag:Name']\n";
+    let role = |account: &str| format!("{file}assume_role_arn: arn:aws:iam::{account}:role/reader\n");
+    let project = Project::new(&lab, [])
+        .file("own.aws_ec2.yaml", &role("123456789012"))
+        .file("other.aws_ec2.yaml", &role("210987654321"))
+        .file("kept.aws_ec2.yaml", &format!("{file}cache: true\n"));
+    let list = |source: &str, more: &[&str]| {
+        project.controller(["inventory", "--list", "-i", source].iter().chain(more).copied())
+    };
+    // With a role of another account, one sees that account's instances: none.
+    assert!(list("own.aws_ec2.yaml", &[]).ok().json()["_meta"]["hostvars"]["jump"].is_object());
+    list("other.aws_ec2.yaml", &[]).ends(3).says("the inventory has no hosts");
+
+    list("kept.aws_ec2.yaml", &[]).ok().never_says("answered from the cache");
+    let kept = list("kept.aws_ec2.yaml", &[]).ok();
+    assert!(
+        kept.err.contains("kept.aws_ec2.yaml is answered from the cache (") && kept.err.contains(" old)"),
+        "{}",
+        kept.report()
+    );
+    assert!(kept.json()["_meta"]["hostvars"]["jump"].is_object());
+    list("kept.aws_ec2.yaml", &["--refresh-cache"]).ok().never_says("answered from the cache");
 }

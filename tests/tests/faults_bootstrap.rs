@@ -2,7 +2,7 @@
 //! agents, the controller or a server are killed, or a server is paused. Each ends with one bootstrap, and one token that all callers
 //! have. Nomad's servers also race for the token whose secret Nomad chooses: one stays, and it is the one that is kept.
 //!
-//! `ROLLCALL_TEST_KILLS` says how many rounds there are beside the first ones (`make test-faults`: 100), `ROLLCALL_TEST_SEED`
+//! There are two rounds for each of `ROLLCALL_TEST_KILLS` beside the first ones (`make test-faults`: 200), `ROLLCALL_TEST_SEED`
 //! repeats those of a run that failed; the seed is printed.
 
 use std::time::Duration;
@@ -182,7 +182,7 @@ fn round(
 }
 
 fn seeded(product: Product) {
-    let rounds = number("ROLLCALL_TEST_KILLS", 0) + FAULTS.len() as u64;
+    let rounds = 2 * number("ROLLCALL_TEST_KILLS", 0) + FAULTS.len() as u64;
     let seed = seed();
     let (hosts, project) = prepared(product);
     let mut random = Random::new(seed);

@@ -183,6 +183,46 @@ fn a_host_killed_in_mid_run_is_told_once_while_the_others_finish() {
     assert_eq!(hosts.read(0, "/srv/ended"), "x");
 }
 
+/// The first host's play ends when the other has done something there: as another user, beside its own task.
+const BESIDE: &str = r#"
+- hosts: all
+  gather_facts: false
+  vars: {there: "{{ groups['all'][0] }}"}
+  tasks:
+    - shell: for i in $(seq 300); do test -e /tmp/done && exit 0; sleep 0.1; done; exit 1
+      when: inventory_hostname == there
+    - command: touch /tmp/done
+      delegate_to: "{{ there }}"
+      when: inventory_hostname != there
+"#;
+
+/// The first host fails, and has something to do for the other that takes long.
+const AFTERWARDS: &str = r#"
+- hosts: all
+  gather_facts: false
+  vars: {there: "{{ groups['all'][0] }}"}
+  tasks:
+    - command: "false"
+      when: inventory_hostname == there
+    - shell: touch /tmp/begun; sleep 600
+      delegate_to: "{{ there }}"
+      when: inventory_hostname != there
+"#;
+
+#[test]
+fn a_call_for_another_host_does_not_wait_for_its_tasks_and_ends_with_it() {
+    let hosts = Lab::shared().borrow(2, "");
+    let project = project(&hosts).file("beside.yaml", BESIDE).file("afterwards.yaml", AFTERWARDS);
+    project.controller(["run", "beside.yaml"]).ok();
+
+    let run = project.start(["run", "afterwards.yaml"]);
+    hosts.root(0, "for i in $(seq 600); do test -e /tmp/begun && exit 0; sleep 0.1; done; exit 1").ok();
+    hosts.lab.lab(["kill", hosts.name(0)]).ok();
+    let said = run.wait(LIMIT);
+    assert_ne!(said.code, 0, "{}", said.report());
+    said.says(&format!("{} is gone", hosts.name(0)));
+}
+
 #[test]
 fn a_second_interrupt_ends_the_run_at_once_and_no_file_is_half_written() {
     let hosts = Lab::shared().borrow(1, "");

@@ -1,5 +1,5 @@
-//! A secured Consul cluster that is made while something is wrong: the store of its secrets does not answer, clocks are off by an
-//! hour, a disk is full, two controllers come at once. A run says what is in the way, nothing is done by halves, and the
+//! A secured cluster, of Consul and of Nomad, that is made while something is wrong: the store of its secrets does not answer, clocks are off
+//! by an hour, a disk is full, two controllers come at once. A run says what is in the way, nothing is done by halves, and the
 //! next one finishes.
 
 use std::time::{Duration, Instant};
@@ -9,33 +9,83 @@ use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(5);
-const API: &str = "http://127.0.0.1:8500/v1";
+
+/// What differs between the products.
+#[derive(Clone, Copy)]
+struct Product {
+    name: &'static str,
+    /// How the agent of a host is asked: the address, and who signed its certificate.
+    api: &'static str,
+    header: &'static str,
+    /// Part of how a token looks that may do everything.
+    management: &'static str,
+    /// Where its Vault listens, on loopback of the lab's network: both may run at the same time, and each takes the next port as well.
+    vault: &'static str,
+    /// Who is in the cluster, as a server tells it.
+    alive: fn(&Cluster) -> usize,
+}
+
+const CONSUL: Product = Product {
+    name: "consul",
+    api: "http://127.0.0.1:8500/v1",
+    header: "X-Consul-Token",
+    management: "global-management",
+    vault: "127.0.0.1:18200",
+    alive: |cluster| {
+        let members = cluster.ask("agent/members");
+        members.as_array().into_iter().flatten().filter(|member| member["Status"] == 1).count()
+    },
+};
+
+const NOMAD: Product = Product {
+    name: "nomad",
+    api: "--cacert /etc/nomad.d/tls/ca.pem https://127.0.0.1:4646/v1",
+    header: "X-Nomad-Token",
+    management: "\"management\"",
+    vault: "127.0.0.1:18210",
+    alive: |cluster| {
+        let (members, nodes) = (cluster.ask("agent/members"), cluster.ask("nodes"));
+        let servers = members["Members"].as_array().into_iter().flatten().filter(|member| member["Status"] == "alive");
+        servers.count() + nodes.as_array().into_iter().flatten().filter(|node| node["Status"] == "ready").count()
+    },
+};
 
 /// Servers and one client, which is the last.
 struct Cluster {
+    product: Product,
     hosts: Borrowed,
     project: Project,
     servers: usize,
 }
 
 impl Cluster {
-    fn plan(servers: usize, more: &str) -> Self {
+    fn plan(product: Product, servers: usize, more: &[&str]) -> Self {
+        let name = product.name;
         let lab = Lab::shared();
         let hosts = lab.borrow(servers + 1, "");
-        let inventory = hosts.inventory(&[("consul_servers", servers), ("consul_clients", 1)]);
+        let inventory = hosts.inventory(&[(&format!("{name}_servers"), servers), (&format!("{name}_clients"), 1)]);
         let status = lab.status();
-        let vars = format!(
-            "consul_mirror: {}\nconsul_bind_cidr: {}\nbase_time_sync: chrony\nconsul_tls: true\nconsul_encrypt: true\nconsul_acl: true\n{more}",
-            status.mirror, status.subnet
-        );
+        let mut vars =
+            format!("{name}_mirror: {}\n{name}_bind_cidr: {}\nbase_time_sync: chrony\n", status.mirror, status.subnet);
+        for given in ["tls: true", "encrypt: true", "acl: true"].iter().chain(more) {
+            vars.push_str(&format!("{name}_{given}\n"));
+        }
         let project =
             Project::new(&lab, hosts.hosts()).file("inventory.yaml", &inventory).file("group_vars/all.yaml", &vars);
         project.add_settings("cluster: test\n");
-        Self { hosts, project, servers }
+        Self { product, hosts, project, servers }
+    }
+
+    fn playbook(&self) -> String {
+        format!("{}.yaml", self.product.name)
     }
 
     fn run(&self) -> Said {
-        self.project.controller(["run", "consul.yaml", "--json"])
+        self.project.controller(["run", &self.playbook(), "--json"])
+    }
+
+    fn start(&self) -> Running {
+        self.project.start(["run", &self.playbook(), "--json"])
     }
 
     #[track_caller]
@@ -44,30 +94,41 @@ impl Cluster {
         assert_eq!((again.counted("changed"), again.counted("failed")), (0, 0), "{}", again.report());
     }
 
-    /// How many management tokens there are; `None` while nobody has bootstrapped.
+    /// What the first server answers to whom everything is allowed.
+    #[track_caller]
+    fn ask(&self, path: &str) -> Value {
+        let Product { name, api, header, .. } = self.product;
+        let token = self.project.controller(["secret", "get", &format!("{name}/management")]).ok();
+        self.hosts
+            .root(0, &format!("curl --silent --fail --header '{header}: {}' {api}/{path}", token.text()))
+            .ok()
+            .json()
+    }
+
+    /// How many management tokens there are; `None` while nobody has bootstrapped, or nobody answers.
     #[track_caller]
     fn management_tokens(&self) -> Option<usize> {
-        let unknown = "X-Consul-Token: 7dfb6ba6-0ee9-4d91-8a3a-9a4f1d7a3c11";
-        let said = self.hosts.root(0, &format!("curl --silent --header '{unknown}' {API}/acl/policies"));
+        let Product { api, header, management, .. } = self.product;
+        let unknown = format!("{header}: 7dfb6ba6-0ee9-4d91-8a3a-9a4f1d7a3c11");
+        let said = self.hosts.root(0, &format!("curl --silent --header '{unknown}' {api}/acl/policies"));
         if said.out.contains("must be bootstrapped") || said.code != 0 {
             return None;
         }
-        let token = self.project.controller(["secret", "get", "consul/management"]).ok();
-        let ask = format!("curl --silent --fail --header 'X-Consul-Token: {}' {API}/acl/tokens", token.text());
-        let tokens: Value = self.hosts.root(0, &ask).ok().json();
+        let tokens = self.ask("acl/tokens");
         let all = tokens.as_array().into_iter().flatten();
-        Some(all.filter(|token| token["Policies"].to_string().contains("global-management")).count())
+        Some(all.filter(|token| token.to_string().contains(management)).count())
     }
 
     /// All members know each other.
     #[track_caller]
     fn is_whole(&self) {
         assert_eq!(self.management_tokens(), Some(1));
-        let token = self.project.controller(["secret", "get", "consul/management"]).ok();
-        let ask = format!("curl --silent --fail --header 'X-Consul-Token: {}' {API}/agent/members", token.text());
-        let members = self.hosts.root(0, &ask).ok().json();
-        let alive = members.as_array().into_iter().flatten().filter(|member| member["Status"] == 1).count();
-        assert_eq!(alive, self.servers + 1, "{members}");
+        let until = Instant::now() + Duration::from_secs(20);
+        // A client of Nomad is ready a moment after it is registered.
+        while (self.product.alive)(self) != self.servers + 1 {
+            assert!(Instant::now() < until, "{} of {} are there", (self.product.alive)(self), self.servers + 1);
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 }
 
@@ -75,22 +136,22 @@ impl Cluster {
 struct Vault<'a> {
     project: &'a Project,
     _server: Running,
+    /// Its address.
+    listen: &'static str,
     key: String,
 }
 
-const VAULT: &str = "http://127.0.0.1:18200";
-
 impl<'a> Vault<'a> {
     fn start(cluster: &'a Cluster) -> Self {
-        let (project, lab) = (&cluster.project, &cluster.hosts.lab);
+        let (project, lab, listen) = (&cluster.project, &cluster.hosts.lab, cluster.product.vault);
         project.write("vault-token", "the-first-token");
         project.shell("chmod 600 vault-token").ok();
         project.add_settings(&format!(
-            "store: {{type: vault, address: '{VAULT}', token_file: vault-token, patience: 4}}\n"
+            "store: {{type: vault, address: 'http://{listen}', token_file: vault-token, patience: 4}}\n"
         ));
         let log = project.path().join("vault.log");
         let line = format!(
-            "exec '{}' server -dev -dev-no-store-token -dev-listen-address=127.0.0.1:18200 -dev-root-token-id=the-first-token > '{}' 2>&1",
+            "exec '{}' server -dev -dev-no-store-token -dev-listen-address={listen} -dev-root-token-id=the-first-token > '{}' 2>&1",
             lab_program("vault").display(),
             log.display()
         );
@@ -105,18 +166,33 @@ impl<'a> Vault<'a> {
             assert!(Instant::now() < until, "Vault does not start: {said}");
             std::thread::sleep(Duration::from_millis(100));
         };
-        Self { project, _server: server, key }
+        Self { project, _server: server, listen, key }
     }
 
     #[track_caller]
     fn call(&self, method: &str, path: &str, body: &str) -> Said {
-        let token = "X-Vault-Token: the-first-token";
-        self.project
-            .shell(&format!("curl --silent --fail --header '{token}' -X {method} -d '{body}' {VAULT}/v1/{path}"))
+        let (token, listen) = ("X-Vault-Token: the-first-token", self.listen);
+        self.project.shell(&format!(
+            "curl --silent --fail --header '{token}' -X {method} -d '{body}' http://{listen}/v1/{path}"
+        ))
     }
 
     fn seal(&self) {
         self.call("PUT", "sys/seal", "").ok();
+    }
+
+    /// Closes it as soon as it holds a secret: by one shell, since the next secret comes within a fraction of a second.
+    #[track_caller]
+    fn seal_when_it_has(&self, name: &str) {
+        let (call, api) = (
+            "curl --silent --fail --output /dev/null --header 'X-Vault-Token: the-first-token'",
+            format!("http://{}/v1", self.listen),
+        );
+        let line = format!(
+            "for turn in $(seq 10000); do\n  if {call} {api}/secret/data/rollcall/test/{name}; then\n    \
+             exec {call} -X PUT {api}/sys/seal\n  fi\n  sleep 0.01\ndone\nexit 1"
+        );
+        self.project.shell(&line).ok();
     }
 
     fn unseal(&self) {
@@ -129,10 +205,10 @@ impl<'a> Vault<'a> {
     }
 }
 
-#[test]
-fn a_store_that_is_closed_before_during_and_after_a_bootstrap_costs_time_only() {
-    let cluster = Cluster::plan(1, "consul_acl_wait: 20\n");
+fn a_store_is_closed(product: Product) {
+    let cluster = Cluster::plan(product, 1, &["acl_wait: 20"]);
     let vault = Vault::start(&cluster);
+    let name = product.name;
 
     vault.seal();
     let before = cluster.run();
@@ -142,22 +218,17 @@ fn a_store_that_is_closed_before_during_and_after_a_bootstrap_costs_time_only() 
 
     // It closes as soon as it holds the token.
     vault.unseal();
-    let run = cluster.project.start(["run", "consul.yaml", "--json"]);
-    let until = Instant::now() + LIMIT;
-    while vault.call("GET", "secret/data/rollcall/test/consul/management", "").code != 0 {
-        assert!(Instant::now() < until, "no token was kept");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    vault.seal();
+    let run = cluster.start();
+    vault.seal_when_it_has(&format!("{name}/management"));
     let during = run.wait(LIMIT);
-    assert_ne!(during.code, 0, "the tokens of nodes cannot be kept: {}", during.report());
+    assert_ne!(during.code, 0, "what comes after it cannot be kept: {}", during.report());
     during.says("sealed");
     vault.unseal();
     cluster.run().ok();
     cluster.is_whole();
     cluster.is_silent();
 
-    let pid = || cluster.hosts.root(0, "systemctl show --property MainPID --value consul").ok().out;
+    let pid = || cluster.hosts.root(0, &format!("systemctl show --property MainPID --value {name}")).ok().out;
     let running = pid();
     vault.seal();
     let after = cluster.run();
@@ -169,14 +240,23 @@ fn a_store_that_is_closed_before_during_and_after_a_bootstrap_costs_time_only() 
     cluster.is_silent();
 }
 
+#[test]
+fn a_store_that_is_closed_before_during_and_after_a_bootstrap_costs_time_only() {
+    a_store_is_closed(CONSUL);
+}
+
+#[test]
+fn a_store_that_is_closed_before_during_and_after_nomads_bootstrap_costs_time_only() {
+    a_store_is_closed(NOMAD);
+}
+
 /// Where the package for false clocks puts its library.
 const CLOCK: &str = "/usr/lib/*/faketime/libfaketimeMT.so.1";
 
-#[test]
-fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
+fn clocks_are_off(product: Product) {
     // Between who signs and who uses the certificates there are two.
     let (controllers, agents) = ("+1h", "-1h");
-    let cluster = Cluster::plan(1, "");
+    let cluster = Cluster::plan(product, 1, &[]);
     // What sudo starts there, the agent, lives in another time.
     let wrapper = format!(
         "apt-get install --yes libfaketime > /dev/null\ncat > /usr/local/bin/sudo << 'EOT'\n#!/bin/sh\nshift 2\n\
@@ -186,9 +266,14 @@ fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
         cluster.hosts.root(host, &wrapper).ok();
     }
     let controller = rollcall_tests::program("controller");
-    let line = format!("LD_PRELOAD=$(ls {CLOCK}) FAKETIME={controllers} '{}' run consul.yaml", controller.display());
+    let line = format!(
+        "LD_PRELOAD=$(ls {CLOCK}) FAKETIME={controllers} '{}' run {}",
+        controller.display(),
+        cluster.playbook()
+    );
     cluster.project.shell(&line).ok();
-    let seen = cluster.hosts.root(1, "openssl x509 -in /etc/consul.d/tls/cert.pem -noout -startdate").ok();
+    let certificate = format!("/etc/{}.d/tls/cert.pem", product.name);
+    let seen = cluster.hosts.root(1, &format!("openssl x509 -in {certificate} -noout -startdate")).ok();
     let clock = cluster.project.shell("date --utc +%s").ok().text().parse::<i64>().expect("a number");
     let begins = seen.text().trim_start_matches("notBefore=").to_owned();
     let begins = cluster.project.shell(&format!("date --utc --date '{begins}' +%s")).ok();
@@ -203,11 +288,22 @@ fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
 }
 
 #[test]
-fn a_server_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
-    let cluster = Cluster::plan(3, "");
+fn clocks_that_are_off_by_an_hour_make_the_same_cluster() {
+    clocks_are_off(CONSUL);
+}
+
+#[test]
+fn clocks_that_are_off_by_an_hour_make_the_same_cluster_of_nomad() {
+    clocks_are_off(NOMAD);
+}
+
+fn a_disk_is_full(product: Product) {
+    let cluster = Cluster::plan(product, 3, &[]);
     let full = cluster.hosts.name(1).to_owned();
     cluster.hosts.lab.lab(["fault", &full, "disk-full"]).ok();
-    let said = cluster.run();
+    // The others wait for it in vain.
+    let wait = format!("{}_wait=20", product.name);
+    let said = cluster.project.controller(["run", &cluster.playbook(), "--json", "-e", &wait]);
     assert_ne!(said.code, 0, "{}", said.report());
     said.says("No space left on device");
     cluster.hosts.lab.lab(["fault", &full, "clear"]).ok();
@@ -217,13 +313,32 @@ fn a_server_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
 }
 
 #[test]
-fn two_controllers_at_once_make_one_cluster() {
-    let cluster = Cluster::plan(3, "");
-    let runs: Vec<Running> = (0..2).map(|_| cluster.project.start(["run", "consul.yaml"])).collect();
+fn a_server_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
+    a_disk_is_full(CONSUL);
+}
+
+#[test]
+fn a_server_of_nomad_whose_disk_is_full_is_told_and_joins_when_it_has_room() {
+    a_disk_is_full(NOMAD);
+}
+
+fn two_controllers_come(product: Product) {
+    let cluster = Cluster::plan(product, 3, &[]);
+    let runs: Vec<Running> = (0..2).map(|_| cluster.start()).collect();
     let ended: Vec<Said> = runs.into_iter().map(|run| run.wait(LIMIT)).collect();
     // One may be told that the other has the hosts.
     assert!(ended.iter().all(|said| [0, 2, 7].contains(&said.code)), "{}\n{}", ended[0].report(), ended[1].report());
     cluster.run().ok();
     cluster.is_whole();
     cluster.is_silent();
+}
+
+#[test]
+fn two_controllers_at_once_make_one_cluster() {
+    two_controllers_come(CONSUL);
+}
+
+#[test]
+fn two_controllers_at_once_make_one_cluster_of_nomad() {
+    two_controllers_come(NOMAD);
 }

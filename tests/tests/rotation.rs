@@ -1,10 +1,11 @@
 //! `controller rotate` on a real cluster, under a writer: killed at each of its steps, and ended by the same command.
 //!
-//! `ROLLCALL_TEST_KILLS` says at how many more steps tokens' rotation is killed (`make test-faults`: at all of them).
+//! `make test-faults` (`ROLLCALL_TEST_KILLS` is set) kills each rotation, of keys and of tokens, after each of its steps; otherwise it is
+//! some of them.
 
 use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Lab, Operated, Project, Said, kill_after, say};
+use rollcall_tests::{Borrowed, Lab, Operated, Project, Said, kill_after, killed, kills, say};
 use serde_json::Value;
 
 const CLIENT: usize = Operated::SERVERS;
@@ -64,11 +65,12 @@ fn keys(cluster: &Operated) -> Vec<String> {
 }
 
 fn gossip(cluster: &Operated) {
+    const FEW: [(usize, u64); 4] = [(2, 400), (3, 700), (5, 500), (6, 200)];
     let old = cluster.secret("consul/gossip").expect("it was made with the cluster");
     assert_eq!(keys(cluster), [old.as_str()]);
     let mut next: Option<String> = None;
     // While members get the key, use it, have it in their files, and lose the old one.
-    for (lines, delay) in [(2, 400), (3, 700), (5, 500), (6, 200)] {
+    for (lines, delay) in FEW {
         let begun = next.is_some();
         // One that goes on says so first.
         let lines = lines + usize::from(begun);
@@ -81,23 +83,37 @@ fn gossip(cluster: &Operated) {
         // None: the kill came when all was done, and what follows is another rotation.
         next = now;
     }
-    let before = cluster.secret("consul/gossip");
-    let said = cluster.say(&GOSSIP).ok().never_says(&old);
-    if let Some(next) = next {
-        let said = said.says("goes on with its key").never_says(&next);
-        assert_eq!(cluster.secret("consul/gossip"), Some(next), "{}", said.report());
-    } else {
-        assert_ne!(cluster.secret("consul/gossip"), before, "{}", said.report());
+    let said = gossip_ends(cluster, next);
+    assert_ne!(cluster.secret("consul/gossip").as_deref(), Some(old.as_str()));
+    cluster.is_silent();
+    let steps = said.out.lines().filter(|line| !line.contains("was begun before")).count();
+    let each = kills(steps, &[], [0, 300, 800]);
+    for &(line, delay) in &each {
+        cluster.kill_after(&GOSSIP, line, delay);
+        gossip_ends(cluster, cluster.secret("consul/gossip-next"));
     }
+    killed("`rotate gossip` of Consul", FEW.len() + each.len());
+}
+
+/// The same command again: the cluster has the next key where one was made, otherwise another, and no other key.
+#[track_caller]
+fn gossip_ends(cluster: &Operated, next: Option<String>) -> Said {
+    let before = cluster.secret("consul/gossip").expect("it has one");
+    let said = cluster.say(&GOSSIP).ok().never_says(&before);
     let now = cluster.secret("consul/gossip").expect("it has one");
-    assert_ne!(now, old);
+    if let Some(next) = next {
+        let said = said.clone().says("goes on with its key").never_says(&next);
+        assert_eq!(now, next, "{}", said.report());
+    } else {
+        assert_ne!(now, before, "{}", said.report());
+    }
     assert_eq!(keys(cluster), [now.as_str()]);
     assert_eq!(cluster.secret("consul/gossip-next"), None);
     for host in 0..=CLIENT {
         let file: Value = serde_json::from_str(&cluster.hosts.read(host, "/etc/consul.d/gossip.json")).expect("JSON");
         assert_eq!(file["encrypt"], now.as_str());
     }
-    cluster.is_silent();
+    said
 }
 
 /// Each agent uses the token of the store, which works; there are as many tokens as before, and nothing is left over.
@@ -139,10 +155,8 @@ fn tokens(cluster: &Operated) {
     wrong.says("is none of the tokens that are rotated");
     // Before the first step, while tokens are made, when the store has them, when the old ones go; the same with the management token.
     let lines = whole.out.lines().count();
-    let more = std::env::var("ROLLCALL_TEST_KILLS").map_or(0, |text| text.parse().expect("a number"));
-    let chosen: Vec<usize> = if more > 0 { (0..lines).collect() } else { vec![1, 3, lines - 3] };
-    for (turn, line) in chosen.into_iter().enumerate() {
-        let delay = Duration::from_millis([0, 900, 2500][turn % 3]);
+    let each = kills(lines, &[1, 3, lines - 3], [0, 900, 2500]);
+    for &(line, delay) in &each {
         let said = cluster.kill_after(&TOKENS, line, delay);
         // Whatever was killed: every agent's token works.
         for host in 0..=CLIENT {
@@ -161,6 +175,7 @@ fn tokens(cluster: &Operated) {
         }
         all_is_right(cluster, count);
     }
+    killed("`rotate tokens` of Consul", each.len());
 }
 
 fn whoever_is_away_stops_it(cluster: &Operated) {
@@ -213,10 +228,12 @@ fn what_the_store_has_lost_comes_back(cluster: &Operated) {
 
 const NOMAD: &str = "nomad_tls: true\nnomad_encrypt: true\nnomad_acl: true\n";
 
-/// Three servers of Nomad, secured.
+/// Three servers of Nomad, secured. Their store is AWS's, which keeps what was deleted for as long as it does by default.
 struct Nomads {
     hosts: Borrowed,
     project: Project,
+    /// A cluster of its own each time: the cloud of a lab that stays up remembers the one before.
+    cluster: String,
 }
 
 impl Nomads {
@@ -232,8 +249,9 @@ impl Nomads {
             .file("inventory.yaml", &hosts.inventory(&[("nomad_servers", 3)]))
             .file("group_vars/all.yaml", &vars)
             .file("servers.yaml", "- hosts: nomad_servers\n  become: true\n  roles: [nomad]\n");
-        project.add_settings("cluster: test\n");
-        let nomads = Self { hosts, project };
+        let cluster = format!("nomads-{}", std::process::id());
+        project.add_settings(&format!("cluster: {cluster}\nstore: aws-secretsmanager\n"));
+        let nomads = Self { hosts, project, cluster };
         nomads.project.controller(["run", "servers.yaml"]).ok();
         nomads
     }
@@ -245,6 +263,21 @@ impl Nomads {
     fn secret(&self, name: &str) -> Option<String> {
         let said = self.project.controller(["secret", "get", name]);
         (said.code == 0).then_some(said.out)
+    }
+
+    /// The store loses a secret for good.
+    #[track_caller]
+    fn lose(&self, name: &str) -> String {
+        let old = self.secret(name).expect("it is there");
+        self.say(&["secret", "delete", name, "--force"]).ok();
+        let body = format!(r#"{{"SecretId": "rollcall/{}/{name}", "ForceDeleteWithoutRecovery": true}}"#, self.cluster);
+        let call = format!(
+            "curl --silent --show-error --fail-with-body \"$AWS_ENDPOINT_URL/\" --header 'X-Amz-Target: secretsmanager.DeleteSecret' \
+             --header 'Content-Type: application/x-amz-json-1.1' --data '{body}' --header \"Authorization: AWS4-HMAC-SHA256 \
+             Credential=lab/20260101/$AWS_REGION/secretsmanager/aws4_request, SignedHeaders=host, Signature=0\""
+        );
+        self.project.shell(&call).ok();
+        old
     }
 
     fn request(&self, host: usize, token: &str, more: &str) -> Said {
@@ -303,40 +336,8 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
     }
     assert_eq!(nomads.secret("nomad/token/operator/all"), None);
 
-    // The gossip key, killed while servers get it, and while the old one goes.
-    let old = nomads.secret("nomad/gossip").expect("it was made with the cluster");
-    let mut next = None;
-    for lines in [2, 4] {
-        kill_after(&nomads.project, &GOSSIP, lines, Duration::from_millis(1500));
-        let now = nomads.secret("nomad/gossip-next").expect("it is not done");
-        assert_eq!(*next.get_or_insert_with(|| now.clone()), now);
-    }
-    nomads.say(&GOSSIP).ok().never_says(&old);
-    let key = nomads.secret("nomad/gossip").expect("it has one");
-    assert_eq!((Some(&key), nomads.secret("nomad/gossip-next")), (next.as_ref(), None));
-    let ring = nomads.list("agent/keyring/list");
-    assert_eq!(ring["Keys"].as_object().expect("a mapping").keys().collect::<Vec<_>>(), [&key]);
-    for host in 0..3 {
-        assert!(nomads.hosts.read(host, "/var/lib/nomad/server/serf.keyring").contains(&key));
-    }
-    nomads.is_silent();
-
-    // Tokens, killed at a moment of each half.
-    let names = ["nomad/token/server", "nomad/management"];
-    let count = nomads.list("acl/tokens").as_array().map(Vec::len);
-    for lines in [0, 1, 3, 5] {
-        let before: Vec<Option<String>> = names.iter().map(|name| nomads.secret(name)).collect();
-        if lines > 0 {
-            kill_after(&nomads.project, &TOKENS, lines, Duration::from_millis(1200));
-        }
-        let ended = nomads.say(&TOKENS).ok();
-        assert!(names.iter().map(|name| nomads.secret(name)).collect::<Vec<_>>() != before, "{}", ended.report());
-        let tokens = nomads.list("acl/tokens");
-        assert_eq!(tokens.as_array().map(Vec::len), count, "{tokens}");
-        assert!(!tokens.to_string().contains("in place of"), "{tokens}");
-        let left = nomads.project.controller(["secret", "list", "nomad/"]).ok();
-        left.never_says("-next");
-    }
+    nomads_gossip(&nomads);
+    nomads_tokens(&nomads);
     nomads.is_silent();
     let since: Vec<String> =
         (0..3).map(|host| nomads.hosts.root(host, "systemctl show --property MainPID nomad").ok().out).collect();
@@ -344,13 +345,79 @@ fn nomads_keys_and_tokens_are_rotated_and_its_operators_have_tokens() {
     what_nomads_store_has_lost_comes_back(&nomads);
 }
 
+/// The gossip key, killed while servers get it, and while the old one goes.
+fn nomads_gossip(nomads: &Nomads) {
+    const FEW: [usize; 2] = [2, 4];
+    let mut next = None;
+    for lines in FEW {
+        kill_after(&nomads.project, &GOSSIP, lines, Duration::from_millis(1500));
+        let now = nomads.secret("nomad/gossip-next").expect("it is not done");
+        assert_eq!(*next.get_or_insert_with(|| now.clone()), now);
+    }
+    nomads_gossip_ends(nomads, next);
+    // Another rotation makes another key under the name that was deleted.
+    let whole = nomads_gossip_ends(nomads, None);
+    nomads.is_silent();
+    let each = kills(whole.out.lines().count(), &[], [0, 1500, 600]);
+    for &(line, delay) in &each {
+        kill_after(&nomads.project, &GOSSIP, line, delay);
+        nomads_gossip_ends(nomads, nomads.secret("nomad/gossip-next"));
+    }
+    killed("`rotate gossip` of Nomad", FEW.len() + each.len());
+}
+
+/// The same command again: the servers have the next key where one was made, otherwise another, and no other key.
+#[track_caller]
+fn nomads_gossip_ends(nomads: &Nomads, next: Option<String>) -> Said {
+    let before = nomads.secret("nomad/gossip").expect("it has one");
+    let said = nomads.say(&GOSSIP).ok().never_says(&before);
+    let key = nomads.secret("nomad/gossip").expect("it has one");
+    if let Some(next) = next {
+        assert_eq!(key, next, "{}", said.report());
+    } else {
+        assert_ne!(key, before, "{}", said.report());
+    }
+    assert_eq!(nomads.secret("nomad/gossip-next"), None);
+    let ring = nomads.list("agent/keyring/list");
+    assert_eq!(ring["Keys"].as_object().expect("a mapping").keys().collect::<Vec<_>>(), [&key]);
+    for host in 0..3 {
+        let kept: Vec<String> =
+            serde_json::from_str(&nomads.hosts.read(host, "/var/lib/nomad/server/serf.keyring")).expect("a list");
+        assert_eq!(kept, [key.as_str()]);
+        assert!(nomads.hosts.read(host, "/etc/nomad.d/gossip.json").contains(&key));
+    }
+    said
+}
+
+/// Tokens, as a whole, and killed at moments of each half.
+fn nomads_tokens(nomads: &Nomads) {
+    let names = ["nomad/token/server", "nomad/management"];
+    let values = || names.map(|name| nomads.secret(name));
+    let count = nomads.list("acl/tokens").as_array().map(Vec::len);
+    let ends = |before: [Option<String>; 2]| {
+        let ended = nomads.say(&TOKENS).ok();
+        assert!(values() != before, "{}", ended.report());
+        let tokens = nomads.list("acl/tokens");
+        assert_eq!(tokens.as_array().map(Vec::len), count, "{tokens}");
+        assert!(!tokens.to_string().contains("in place of"), "{tokens}");
+        let own = nomads.secret("nomad/token/server").expect("it has one");
+        (0..3).for_each(|host| drop(nomads.request(host, &own, "agent/members").ok()));
+        nomads.project.controller(["secret", "list", "nomad/"]).ok().never_says("-next");
+        ended
+    };
+    let whole = ends(values());
+    let each = kills(whole.out.lines().count(), &[1, 3, 5], [1200, 0, 2500]);
+    for &(line, delay) in &each {
+        let before = values();
+        kill_after(&nomads.project, &TOKENS, line, delay);
+        ends(before);
+    }
+    killed("`rotate tokens` of Nomad", each.len());
+}
+
 /// As docs/rotation.md says it, line by line.
 fn what_nomads_store_has_lost_comes_back(nomads: &Nomads) {
-    let lose = |name: &str| {
-        let old = nomads.secret(name).expect("it is there");
-        nomads.say(&["secret", "delete", name, "--force"]).ok();
-        old
-    };
+    let lose = |name: &str| nomads.lose(name);
     let count = |tokens: Value| tokens.as_array().map(Vec::len);
     let tokens = count(nomads.list("acl/tokens"));
     let (server, key) = (lose("nomad/token/server"), lose("nomad/gossip"));

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Host, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Host, Lab, Project, Said, encode};
 use serde_json::Value;
 
 /// Two servers of Consul and a client, as far as the ownership table knows: nothing is installed.
@@ -313,20 +313,6 @@ fn traces(ground: &Ground, host: usize, pattern: &str) -> Vec<String> {
     ground.hosts.root(host, &script).out.lines().map(str::to_owned).collect()
 }
 
-fn encode(text: &str) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for group in text.as_bytes().chunks(3) {
-        let bytes = [group[0], *group.get(1).unwrap_or(&0), *group.get(2).unwrap_or(&0)];
-        let bits = u32::from(bytes[0]) << 16 | u32::from(bytes[1]) << 8 | u32::from(bytes[2]);
-        for digit in 0..4 {
-            let value = (bits >> (18 - 6 * digit)) & 63;
-            out.push(if digit > group.len() { '=' } else { char::from(DIGITS[value as usize]) });
-        }
-    }
-    out
-}
-
 #[test]
 fn a_known_value_is_found_nowhere_else() {
     let ground = Ground::new();
@@ -491,18 +477,7 @@ fn a_busy_store_is_waited_for_and_an_interrupt_does_not_wait() {
     let settings = ground.project.settings();
     ground.project.write("rollcall.yaml", &format!("{settings}store: {{type: file, path: s.age, lock_timeout: 1}}\n"));
     ground.project.write("site.yaml", SITE);
-    let hold = || {
-        let line = "exec flock --no-fork s.age.lock sh -c 'touch held; exec sleep 600'";
-        let mut command = std::process::Command::new("sh");
-        let holder = rollcall_tests::Running::start(command.args(["-c", line]).current_dir(ground.project.path()));
-        let until = Instant::now() + Duration::from_secs(20);
-        while !ground.project.path().join("held").exists() {
-            assert!(Instant::now() < until, "the lock is not taken");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        std::fs::remove_file(ground.project.path().join("held")).expect("it is there");
-        holder
-    };
+    let hold = || ground.project.hold("s.age.lock");
     // The agents are there, so that the runs below are soon where they ask.
     ground.project.controller(["exec", "all", "--", "true"]).ok();
     let begin = || {

@@ -28,6 +28,7 @@ fn operators_have_tokens_of_their_own_and_nodes_that_are_gone_have_none() {
     printed_ones_are_kept_nowhere(&cluster);
     kept_ones_are_in_the_store(&cluster);
     wrong_words_are_told(&cluster);
+    a_token_is_not_lost_with_the_connection(&cluster);
     another_takes_the_management_tokens_place(&cluster);
     a_node_is_forgotten(&cluster);
     cluster.is_silent();
@@ -129,6 +130,73 @@ fn wrong_words_are_told(cluster: &Operated) {
     cluster.project.write("rollcall.yaml", &format!("{settings}\nstore: {{type: file, path: nowhere/secrets.age}}\n"));
     create(cluster, "bob", &["--policy", "x"]).ends(1).says("nowhere");
     cluster.project.write("rollcall.yaml", &settings);
+}
+
+/// Before Consul's agent on this host: what is asked is done, but of some requests the answer is lost, and with it our agent on that host.
+const CUTS: &str = r#"
+use IO::Socket::INET;
+$SIG{PIPE} = "IGNORE";
+my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => 8599, Listen => 9, ReuseAddr => 1) or die;
+while (my $client = $server->accept) {
+  my $asked = "";
+  while ($asked !~ /\r\n\r\n/) { sysread($client, $asked, 65536, length $asked) or last }
+  next unless $asked =~ /\r\n\r\n/;
+  my ($head, $body) = split /\r\n\r\n/, $asked, 2;
+  my $length = $head =~ /content-length: *(\d+)/i ? $1 : 0;
+  while (length $body < $length) { sysread($client, $body, 65536, length $body) or last }
+  my $consul = IO::Socket::INET->new(PeerAddr => "127.0.0.1", PeerPort => 8500) or die;
+  print $consul "$head\r\nConnection: close\r\n\r\n$body";
+  my $answer = join "", <$consul>;
+  if ($head =~ m{$ARGV[0]}) {
+    for (glob "/proc/[0-9]*/cmdline") {
+      open my $line, "<", $_ or next;
+      kill 9, m{(\d+)} if (<$line> // "") =~ m{^/usr/local/lib/rollcall/agent-};
+    }
+    next;
+  }
+  print $client $answer;
+  close $client;
+}
+"#;
+
+fn a_token_is_not_lost_with_the_connection(cluster: &Operated) {
+    let made = "^PUT /v1/acl/token";
+    let cuts = |server: usize, requests: &str| {
+        let line = format!(
+            "cat > /run/cuts.pl << 'END'{CUTS}END\nsystemctl stop cuts 2> /dev/null; systemd-run --quiet --unit cuts perl /run/cuts.pl '{requests}'\n\
+             for i in $(seq 100); do bash -c ': < /dev/tcp/127.0.0.1/8599' 2> /dev/null && exit 0; sleep 0.1; done; exit 1"
+        );
+        cluster.hosts.root(server, &line).ok();
+    };
+    let read = ["--policy", "rollcall-operator-read"];
+    let cut = [&read[..], &["-e", "consul_http_url=http://127.0.0.1:8599"]].concat();
+    // The server that made it is gone: the next one finds it made.
+    (0..Operated::SERVERS).for_each(|server| cuts(server, made));
+    let secret = printed(create(cluster, "fay", &cut));
+    cluster.request(CLIENT, &secret, "catalog/nodes").ok();
+    cluster.say(&["token", "revoke", "fay", "--product", "consul"]).ok();
+    // All of them are gone, one after the other.
+    (1..Operated::SERVERS).for_each(|server| cuts(server, "."));
+    for name in ["eve", "dan"] {
+        let said = create(cluster, name, &cut).ends(5);
+        assert_eq!(said.out, "", "{}", said.report());
+        let said =
+            said.says(&format!("nobody knows whether the token '{name}' was made")).says("the same call goes on");
+        let secret = cluster.secret(&format!("consul/token/operator/{name}")).expect("it is kept");
+        said.never_says(&secret);
+        cluster.request(CLIENT, &secret, "catalog/nodes").ok();
+        if name == "eve" {
+            // The same call ends it.
+            assert_eq!(printed(create(cluster, name, &read)), secret);
+            cluster.request(CLIENT, &secret, "catalog/nodes").ok();
+        }
+        cluster.say(&["token", "revoke", name, "--product", "consul"]).ok().says("is revoked");
+        cluster.request(CLIENT, &secret, "catalog/nodes").ends(22);
+        assert!(cluster.secrets("consul/token/operator/").is_empty());
+    }
+    for server in 0..Operated::SERVERS {
+        cluster.hosts.root(server, "systemctl stop cuts; rm /run/cuts.pl").ok();
+    }
 }
 
 /// The store has lost it: a token of all rights is put there instead.

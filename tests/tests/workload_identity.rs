@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rollcall_tests::{Borrowed, Lab, Project, Said, kill_after, say};
+use rollcall_engine::secrets::ownership::{Reader, TABLE};
+use rollcall_tests::{Borrowed, Found, Lab, Project, Said, Wanted, encode, kill_after, killed, kills, say};
 use serde_json::{Value, json};
 
 /// Each of them is a server of both; the last host is a client of both.
@@ -85,9 +86,15 @@ const RUN: &str = r#"
         timeout: "{{ timeout }}"
 "#;
 
+/// A new leader gives clients five minutes to come back, and on a busy machine the servers choose one again before they are over:
+/// a client that is gone would stay a member for as long as that happens.
+const SERVERS_VARS: &str = "nomad_config: {server: {failover_heartbeat_ttl: 40s}}\n";
+
 struct Cluster {
     hosts: Borrowed,
     project: Project,
+    /// What was told while it was made.
+    first: Said,
 }
 
 impl Cluster {
@@ -112,12 +119,12 @@ impl Cluster {
         let project = Project::new(&lab, hosts.hosts())
             .file("inventory.yaml", &inventory)
             .file("group_vars/all.yaml", &vars)
+            .file("group_vars/nomad_servers.yaml", SERVERS_VARS)
             .file("run.yaml", RUN)
             .file("files/greeter.nomad.hcl", &JOB.replace("IDENTITY", "consul {}"));
         project.add_settings("cluster: test\n");
-        let cluster = Self { hosts, project };
-        cluster.run("site.yaml", &[]).ok();
-        cluster
+        let first = project.controller(["run", "site.yaml", "--json", "--diff"]).ok();
+        Self { hosts, project, first }
     }
 
     fn run(&self, playbook: &str, more: &[&str]) -> Said {
@@ -138,7 +145,9 @@ impl Cluster {
                     /run/management, mode: '0600'}\n";
         self.project.write("management.yaml", play);
         self.project.controller(["run", "management.yaml"]).ok();
-        self.hosts.read(0, "/run/management").trim().to_owned()
+        let value = self.hosts.read(0, "/run/management").trim().to_owned();
+        self.hosts.root(0, "rm /run/management").ok();
+        value
     }
 
     /// Something of Consul's, asked on a server.
@@ -158,6 +167,8 @@ fn jobs_prove_to_consul_who_they_are() {
             assert_eq!(again.counted(what), 0, "{what}: {}", again.report());
         }
     }
+    let mut wanted = Wanted::default();
+    every_secret(&cluster, &mut wanted);
     let management = cluster.management();
     let of = |service: &str| cluster.consul(&management, &format!("health/service/{service}?passing"));
     // Nodes, of which a server has three instances: HTTP, RPC, gossip.
@@ -176,6 +187,16 @@ fn jobs_prove_to_consul_who_they_are() {
         cluster.hosts.root(CLIENT, &format!("{dir}; cat greeting; echo; cat may")).ok().text(),
         "hello\n200 403 403 403"
     );
+    // Its copy of the host's folders has none of what is secret in them.
+    let copied = "cd /var/lib/nomad/alloc/*/greet/etc && ls -d nomad.d consul.d ssh shadow ssl/private 2> /dev/null; :";
+    assert_eq!(cluster.hosts.root(CLIENT, copied).ok().text(), "");
+    cluster
+        .hosts
+        .root(
+            CLIENT,
+            "test -s /var/lib/nomad/alloc/*/greet/etc/passwd -a -e /var/lib/nomad/alloc/*/greet/etc/nsswitch.conf",
+        )
+        .ok();
     until("the job's service is healthy in Consul", || count("greeter") == 1);
     let known = cluster.consul(&management, "acl/tokens");
     let logged_in: Vec<&Value> =
@@ -198,8 +219,10 @@ fn jobs_prove_to_consul_who_they_are() {
 
     tokens_are_of_the_agents_alone(&cluster, &management);
     agents_tokens_are_rotated(&cluster, &management);
+    secrets_are_found_nowhere_else(&cluster, wanted);
+    a_client_that_is_gone_is_forgotten_by_both(&cluster);
     keys_are_found_without_a_server(&cluster);
-    who_is_gone_is_forgotten_by_both(&cluster);
+    a_server_that_is_gone_is_forgotten_by_both(&cluster);
 }
 
 /// Waits for something that comes about by itself.
@@ -258,6 +281,7 @@ fn tokens_are_of_the_agents_alone(cluster: &Cluster, management: &str) {
         method["Description"] = description;
         make("auth-method", &method);
     }
+    rights_of_before(&make);
     let before = cluster.hosts.root(CLIENT, "systemctl show --property MainPID nomad").ok().out;
     let mended = cluster.run("nomad.yaml", &[]).ok();
     assert!(mended.counted("changed") >= 2, "{}", mended.report());
@@ -271,15 +295,46 @@ fn tokens_are_of_the_agents_alone(cluster: &Cluster, management: &str) {
     let methods = cluster.consul(management, "acl/auth-methods");
     let names: Vec<&str> = methods.as_array().into_iter().flatten().filter_map(|m| m["Name"].as_str()).collect();
     assert_eq!(names, ["nomad-workloads", "theirs"], "{methods}");
+    let left = |what: &str| -> Vec<String> {
+        let all = cluster.consul(management, &format!("acl/{what}"));
+        let names = all.as_array().into_iter().flatten().filter_map(|it| it["Name"].as_str());
+        names.filter(|name| !name.starts_with("rollcall-") && !name.contains("global-")).map(str::to_owned).collect()
+    };
+    for what in ["roles", "policies"] {
+        let mut names = left(what);
+        names.retain(|name| !name.starts_with("builtin/"));
+        // Somebody may be about to use a policy that is newer than the one that is used.
+        assert_eq!(names.iter().any(|name| name == "agents-to-be"), what == "policies");
+        names.retain(|name| name != "agents-to-be");
+        names.sort();
+        assert_eq!(names, ["by-hand", "nomad-tasks-default", "other-nomad-shop"], "{what}");
+    }
+}
+
+/// Roles and policies as a run made them that was told otherwise: for a namespace that has left the map, under a name of before, for
+/// agents; another Nomad's, which a rule of its own method gives; and one that somebody made.
+fn rights_of_before(make: &impl Fn(&str, &Value)) {
+    let of = |namespace: &str| format!("Made by Rollcall: tasks of Nomad's namespace {namespace}");
+    for (name, description) in [
+        ("nomad-tasks-shop", of("shop")),
+        ("jobs-default", of("default")),
+        ("other-nomad-shop", of("shop")),
+        ("by-hand", "tasks".to_owned()),
+    ] {
+        make("policy", &json!({"Name": name, "Description": description}));
+        make("role", &json!({"Name": name, "Description": description, "Policies": [{"Name": name}]}));
+    }
+    make("policy", &json!({"Name": "agents-to-be", "Description": "Made by Rollcall: Nomad's clients"}));
+    make(
+        "binding-rule",
+        &json!({"Description": "by hand", "AuthMethod": "theirs", "BindType": "role",
+            "BindName": "other-nomad-${value.nomad_namespace}", "Selector": ""}),
+    );
 }
 
 /// Allocations that run, and since when their tasks do.
 fn running(cluster: &Cluster) -> Vec<String> {
-    let token = cluster.secret("nomad/management").expect("it is there");
-    let line = format!(
-        "curl --silent --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' 'https://127.0.0.1:4646/v1/allocations?namespace=*'"
-    );
-    let all = cluster.hosts.root(0, &line).ok().json();
+    let all = nomad(cluster, "allocations?namespace=*");
     let runs = all.as_array().into_iter().flatten().filter(|alloc| alloc["ClientStatus"] == "running");
     let mut told: Vec<String> = runs
         .flat_map(|alloc| {
@@ -323,10 +378,8 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
     (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
     let ended = say(&cluster.project, &ROTATE).ok();
     for (host, old) in before.iter().enumerate() {
-        ended
-            .clone()
-            .says(&format!("rotated: consul/token/nomad/{}\n", cluster.hosts.name(host)))
-            .never_says(&own(host));
+        // Of which it is told where the last of them was rotated: a host that was locked at first is waited for by saying it again.
+        ended.clone().says("rotated: consul/token/nomad/").never_says(&own(host));
         assert_eq!(kept(host).as_deref(), Some(own(host).as_str()));
         assert_ne!(own(host), *old);
         ask(&own(host)).ok();
@@ -335,8 +388,23 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
         let newer = "test \"$(date -d \"$(systemctl show --property ExecMainStartTimestamp --value nomad)\" +%s)\" -ge \"$(stat --format %Y /etc/nomad.d/consul.json)\"";
         cluster.hosts.root(host, newer).ok();
     }
-    assert_eq!(tokens(), SERVERS + 1);
-    cluster.project.controller(["secret", "list", "consul/"]).ok().never_says("-next");
+    let nothing_is_left = || {
+        assert_eq!(tokens(), SERVERS + 1);
+        cluster.project.controller(["secret", "list", "consul/"]).ok().never_says("-next");
+    };
+    nothing_is_left();
+    // Three lines for all of them, and one for each.
+    let steps = 3 + SERVERS + 1;
+    let each = kills(steps, &[], [0, 6000, 1500]);
+    for &(line, delay) in &each {
+        kill_after(&cluster.project, &ROTATE, line, delay);
+        (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
+        let ended = say(&cluster.project, &ROTATE).ok();
+        (0..=CLIENT).for_each(|host| assert_eq!(kept(host), Some(own(host)), "{}", ended.report()));
+        (0..=CLIENT).for_each(|host| drop(ask(&own(host)).ok()));
+        nothing_is_left();
+    }
+    killed("`rotate tokens` of Nomad's agents in Consul", 1 + each.len());
     assert_eq!(running(cluster), allocations, "tasks go on while their agent restarts");
     until("all agents are healthy in Consul", || (names("nomad"), names("nomad-client")) == (SERVERS, 1));
     let again = cluster.run("nomad.yaml", &[]).ok();
@@ -356,45 +424,138 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
     assert_eq!((tokens(), running(cluster)), (SERVERS + 1, allocations));
 }
 
-/// A client, and a server of both products whose Nomad is down already.
-fn who_is_gone_is_forgotten_by_both(cluster: &Cluster) {
-    let (client, server) = (cluster.hosts.name(CLIENT).to_owned(), cluster.hosts.name(2).to_owned());
-    let management = cluster.management();
-    cluster.project.controller(["forget", &client]).ends(4).says("is alive: it is a client that is ready");
-    assert!(cluster.secret(&format!("consul/token/nomad/{client}")).is_some());
-    for host in [2, CLIENT] {
-        cluster.hosts.root(host, "systemctl kill --signal KILL nomad consul; systemctl stop nomad consul").ok();
+/// All that the store has now. A mark and a certificate are no secrets.
+#[track_caller]
+fn every_secret(cluster: &Cluster, wanted: &mut Wanted) {
+    let names = cluster.project.controller(["secret", "list"]).ok().out;
+    for name in names.lines().filter(|name| !name.ends_with("/formed") && *name != "ca/certificate") {
+        wanted.add(name, &cluster.secret(name).expect("it is listed"));
     }
-    for (name, was) in [(&client, "client down in nomad"), (&server, "server failed in nomad")] {
-        let end = Instant::now() + Duration::from_mins(2);
-        let said = loop {
-            let said = cluster.project.controller(["forget", name]);
-            // Until the others have missed it, it is alive.
-            if said.code == 0 || Instant::now() > end {
-                break said.ok();
-            }
-            std::thread::sleep(Duration::from_secs(1));
-        };
-        said.says("is forgotten").says(was);
-        for kind in ["agent", "nomad"] {
-            assert_eq!(cluster.secret(&format!("consul/token/{kind}/{name}")), None);
-        }
-        cluster.project.controller(["forget", name]).ok().says("no member in consul, no member in nomad; 0 secrets");
-    }
-    let token = cluster.secret("nomad/management").expect("it is there");
-    let nomad = |path: &str| {
-        let line = format!(
-            "curl --silent --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' https://127.0.0.1:4646/v1/{path}"
-        );
-        cluster.hosts.root(0, &line).ok().json()
+}
+
+/// Every secret of the cluster, of before its rotation and of now, on all of every host, on the controller, and in what was told.
+fn secrets_are_found_nowhere_else(cluster: &Cluster, mut wanted: Wanted) {
+    let own = |product: &str| {
+        let words = ["token", "create", "deploy", "--product", product, "--management", "--store", "-vvv"];
+        say(&cluster.project, &words).ok()
     };
-    assert_eq!(nomad("nodes"), json!([]));
-    let voters = nomad("operator/raft/configuration");
+    let mut told = vec![cluster.first.clone(), own("consul"), own("nomad")];
+    every_secret(cluster, &mut wanted);
+    for rule in TABLE {
+        let (before, after) = rule.pattern.split_once('*').unwrap_or((rule.pattern, ""));
+        let is_kept =
+            !rule.pattern.contains("-next") && !rule.pattern.ends_with("/formed") && rule.pattern != "ca/certificate";
+        let fits = |name: &str| name.starts_with(before) && name.ends_with(after);
+        assert_eq!(wanted.names().any(fits), is_kept, "{} is looked for", rule.pattern);
+    }
+    // Something is written again, with all that can be told about it.
+    for look in [&["-vvv", "--diff"][..], &["-vvv", "--diff", "--json"]] {
+        cluster.hosts.root(0, "sed -i 's/[A-Z]/x/' /etc/consul.d/gossip.json /etc/nomad.d/gossip.json").ok();
+        told.push(cluster.project.controller(["run", "site.yaml"].into_iter().chain(look.iter().copied())).ok());
+    }
+    for said in &told {
+        assert_eq!(wanted.in_text("stdout", &said.out), [], "{}", said.shown);
+        assert_eq!(wanted.in_text("stderr", &said.err), [], "{}", said.shown);
+    }
+    let shown = cluster.project.controller(["secret", "get", "nomad/gossip"]).ok();
+    assert_eq!(wanted.in_text("stdout", &shown.out).len(), 1, "the control: what is told is found");
+
+    let control = format!("planted-{}-in-every-place", std::process::id());
+    wanted.add("control", &control);
+    cluster.project.write("planted", &format!("x{}", encode(&control)));
+    let here = wanted.on_controller(&cluster.project);
+    let file = cluster.project.path().join("planted").display().to_string();
+    assert_eq!(here.iter().map(|found| &found.place).collect::<Vec<_>>(), [&file], "{here:?}");
+    std::thread::scope(|scope| {
+        for host in 0..=CLIENT {
+            let (wanted, control) = (&wanted, &control);
+            scope.spawn(move || only_where_they_belong(cluster, host, wanted, control));
+        }
+    });
+}
+
+fn only_where_they_belong(cluster: &Cluster, host: usize, wanted: &Wanted, control: &str) {
+    let plant = format!(
+        "systemd-run --quiet --setenv=PLANTED={control} --unit planted sh -c 'sleep 300; :' {control}\n         echo '{control}' | tee /var/tmp/planted /run/planted > /dev/null; chmod 604 /var/tmp/planted\n         printf 'a\\0b\\377{control}\\0' > /opt/planted; echo '{}' > /root/planted\n         systemd-cat echo {control}; journalctl --sync",
+        encode(control)
+    );
+    cluster.hosts.root(host, &plant).ok();
+    let found = wanted.on_host(&cluster.hosts, host);
+    let end = "systemctl stop planted; rm /var/tmp/planted /run/planted /opt/planted /root/planted";
+    cluster.hosts.root(host, end).ok();
+    let (controls, found): (Vec<Found>, Vec<Found>) = found.into_iter().partition(|found| found.name == "control");
+    let is_found = |place: &str| controls.iter().find(|found| found.place.ends_with(place));
+    for place in ["/run/planted", "/opt/planted", "/root/planted", "/environ", "/cmdline", "journal"] {
+        assert!(is_found(place).is_some(), "the control: {place}: {controls:?}");
+    }
+    let open = is_found("/var/tmp/planted").expect("the control");
+    assert!(open.is_open && open.mode == 0o604, "{open:?}");
+
+    let name = cluster.hosts.name(host);
+    let kind = if host < SERVERS { "servers" } else { "clients" };
+    let groups = [format!("consul_{kind}"), format!("nomad_{kind}")];
+    let reader = Reader { host: name, groups: &groups };
+    let astray: Vec<&Found> = found.iter().filter(|found| !found.belongs(reader)).collect();
+    assert!(astray.is_empty(), "on {name}: {astray:#?}");
+    // What must be there is found where it is.
+    let mut there = vec!["/etc/consul.d/gossip.json", "/var/lib/consul/acl-tokens.json", "/etc/nomad.d/consul.json"];
+    if host < SERVERS {
+        there.extend(["/etc/nomad.d/gossip.json", "/var/lib/consul/raft/", "/var/lib/nomad/server/raft/"]);
+    }
+    for place in there {
+        assert!(found.iter().any(|found| found.place.starts_with(place)), "on {name}: {place}: {found:?}");
+    }
+}
+
+/// A client of both products.
+fn a_client_that_is_gone_is_forgotten_by_both(cluster: &Cluster) {
+    let client = cluster.hosts.name(CLIENT);
+    cluster.project.controller(["forget", client]).ends(4).says("is alive: it is a client that is ready");
+    is_forgotten(cluster, CLIENT, "client down in nomad");
+    assert_eq!(nomad(cluster, "nodes"), json!([]));
+}
+
+/// A server of both products whose Nomad is down already.
+fn a_server_that_is_gone_is_forgotten_by_both(cluster: &Cluster) {
+    let server = cluster.hosts.name(2);
+    is_forgotten(cluster, 2, "server failed in nomad");
+    let voters = nomad(cluster, "operator/raft/configuration");
     assert_eq!(voters["Servers"].as_array().map(Vec::len), Some(2), "{voters}");
-    let members = nomad("agent/members").to_string();
-    assert!(!members.contains(&server), "{members}");
+    let members = nomad(cluster, "agent/members").to_string();
+    assert!(!members.contains(server), "{members}");
+}
+
+fn is_forgotten(cluster: &Cluster, host: usize, was: &str) {
+    let name = cluster.hosts.name(host);
+    let management = cluster.management();
+    assert!(cluster.secret(&format!("consul/token/nomad/{name}")).is_some());
+    cluster.hosts.root(host, "systemctl kill --signal KILL nomad consul; systemctl stop nomad consul").ok();
+    // Half a minute, and another one for each leader that Nomad's servers choose meanwhile.
+    let end = Instant::now() + Duration::from_mins(5);
+    let said = loop {
+        let said = cluster.project.controller(["forget", name]);
+        // Until the others have missed it, it is alive.
+        if said.code == 0 || Instant::now() > end {
+            break said.ok();
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    };
+    said.says("is forgotten").says(was);
+    for kind in ["agent", "nomad"] {
+        assert_eq!(cluster.secret(&format!("consul/token/{kind}/{name}")), None);
+    }
+    cluster.project.controller(["forget", name]).ok().says("no member in consul, no member in nomad; 0 secrets");
     let left = cluster.consul(&management, "acl/tokens").to_string();
-    assert!(!left.contains(&format!("nomad {client}")) && !left.contains(&format!("nomad {server}")), "{left}");
+    assert!(!left.contains(&format!("nomad {name}")), "{left}");
+}
+
+/// What Nomad's API on the first server answers to its management token.
+fn nomad(cluster: &Cluster, path: &str) -> Value {
+    let token = cluster.secret("nomad/management").expect("it is there");
+    let line = format!(
+        "curl --silent --fail --cacert /etc/nomad.d/tls/ca.pem --header 'X-Nomad-Token: {token}' 'https://127.0.0.1:4646/v1/{path}'"
+    );
+    cluster.hosts.root(0, &line).ok().json()
 }
 
 fn keys_are_found_without_a_server(cluster: &Cluster) {

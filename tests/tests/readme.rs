@@ -1,21 +1,26 @@
 //! The README and the manual are true: their commands are run as a newcomer runs them, in a fresh copy of what is committed
-//! with an empty home folder, and end in a real Consul cluster. Runs last; PROFILE says by which programs.
+//! with an empty home folder, and end in a real Consul cluster. PROFILE says by which programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rollcall_tests::markdown::{self, Block, Place, blocks};
-use rollcall_tests::{Lab, Running, Said, root, run};
+use rollcall_tests::{Lab, Running, Said, program, root, run};
 
 /// From nothing, with the builds of the shipped programs and of Consul.
 const LIMIT: Duration = Duration::from_mins(45);
+
+/// The clone's folder among the newcomer's.
+const CLONE: &str = "rollcall";
 
 /// A newcomer: a clone, a home folder, and the names under which the demo does not meet another one on this machine.
 struct Newcomer {
     dir: tempfile::TempDir,
     lab: Lab,
     port: u16,
+    /// Whose mounts its commands see.
+    place: Running,
 }
 
 impl Newcomer {
@@ -23,19 +28,10 @@ impl Newcomer {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let port =
             std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let newcomer = Self { dir, lab: Lab { name: format!("{}-demo", Lab::shared().name) }, port };
-        std::fs::create_dir(newcomer.home()).expect("a folder");
-        // What git knows of, as it lies here: a file that somebody forgot to add is missing here, too.
-        let list =
-            run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
-        for file in list.out.split('\0').filter(|file| !file.is_empty()) {
-            let (from, to) = (root().join(file), newcomer.clone().join(file));
-            std::fs::create_dir_all(to.parent().expect("it lies in the clone")).expect("a folder");
-            if from.exists() {
-                std::fs::copy(&from, &to).unwrap_or_else(|error| panic!("cannot copy {file}: {error}"));
-            }
-        }
-        newcomer
+        std::fs::create_dir(dir.path().join("home")).expect("a folder");
+        copy_all(&dir.path().join(CLONE));
+        let place = in_place(&dir.path().join(CLONE));
+        Self { dir, lab: Lab { name: format!("{}-demo", Lab::shared().name) }, port, place }
     }
 
     fn home(&self) -> PathBuf {
@@ -43,14 +39,15 @@ impl Newcomer {
     }
 
     fn clone(&self) -> PathBuf {
-        self.dir.path().join("rollcall")
+        self.dir.path().join(CLONE)
     }
 
     /// A command in the clone. The home folder is empty; what was built or fetched before may be kept by the standard
     /// variables for that, unless ROLLCALL_README_COLD is set.
     fn command(&self, program: &str, words: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        command.args(words).current_dir(self.clone());
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.place.id()));
+        command.args(["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh"]).arg(root()).arg(program).args(words);
         let old_home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         command.env("HOME", self.home()).env("DEMO_LAB", &self.lab.name).env("DEMO_PORT", self.port.to_string());
         for name in
@@ -116,8 +113,44 @@ impl Newcomer {
 
 impl Drop for Newcomer {
     fn drop(&mut self) {
-        let _ = self.lab.command(["down"]).output();
+        let lab = program("lab");
+        let _ = self.command(&lab.to_string_lossy(), &["down", "--name", &self.lab.name]).output();
     }
+}
+
+/// What git knows of, as it lies here: a file that somebody forgot to add is missing here, too. With their times, by which Cargo sees
+/// what has changed.
+fn copy_all(clone: &Path) {
+    let list =
+        run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
+    for file in list.out.split('\0').filter(|file| root().join(file).is_file()) {
+        let (from, to) = (root().join(file), clone.join(file));
+        std::fs::create_dir_all(to.parent().expect("it lies in the clone")).expect("a folder");
+        let copy = || -> std::io::Result<()> {
+            std::fs::copy(&from, &to)?;
+            let time = std::fs::metadata(&from)?.modified()?;
+            std::fs::File::options().append(true).open(&to)?.set_modified(time)
+        };
+        copy().unwrap_or_else(|error| panic!("cannot copy {file}: {error}"));
+    }
+}
+
+/// A process for whom the clone stands where the checkout is: Cargo, which tells packages apart by their paths, knows what was built
+/// of the same files.
+fn in_place(clone: &Path) -> Running {
+    let root = root().canonicalize().expect("the checkout is there");
+    let line = "mount --bind \"$1\" \"$2\" && exec sleep infinity";
+    let place = Running::start(Command::new("unshare").args(["--mount", "sh", "-c", line, "sh"]).arg(clone).arg(&root));
+    let is_there = || {
+        let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", place.id())).unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == root))
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_there() {
+        assert!(Instant::now() < end, "the clone does not get to {}", root.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    place
 }
 
 fn page(path: &Path) -> Vec<Block> {
