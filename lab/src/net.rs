@@ -55,12 +55,20 @@ pub(crate) fn delete_namespace(paths: &LabPaths) -> Result<()> {
     }
 }
 
+/// A locally administered address that nobody else in the subnet has: `02:00:0a:4d:01:01`.
+fn hardware_address(address: Ipv4Addr) -> String {
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+}
+
 /// Sets up bridge and addresses. Runs inside the namespace.
 pub(crate) fn set_up(subnet: Ipv4Net) -> Result<()> {
+    let hardware = hardware_address(gateway(subnet));
     let gateway = format!("{}/{}", gateway(subnet), subnet.prefix_len());
     for line in [
         "link set lo up".to_owned(),
-        format!("link add {BRIDGE} type bridge"),
+        // One that is not given changes with the hosts that come and go, and all others miss the gateway for seconds.
+        format!("link add {BRIDGE} address {hardware} type bridge"),
         format!("addr add {gateway} dev {BRIDGE}"),
         format!("addr add 169.254.169.254/32 dev {BRIDGE}"),
         format!("link set {BRIDGE} up"),
@@ -68,8 +76,13 @@ pub(crate) fn set_up(subnet: Ipv4Net) -> Result<()> {
         run(command("ip").args(line.split(' '))).context("cannot set up the lab's bridge")?;
     }
     // Nothing is ever forwarded (there is nowhere to go), but so a packet for elsewhere is answered with "no route"
-    // at once, where without it it would vanish and its sender would wait for a timeout.
-    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot set ip_forward in the lab's namespace")
+    // at once, where without it it would vanish and its sender would wait for a timeout; and each of them is, where the kernel's own
+    // limit is one in a second, which a host that looks for time and names of the outside uses up.
+    for (setting, value) in [("ip_forward", "1"), ("icmp_ratelimit", "0")] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{setting}"), value)
+            .with_context(|| format!("cannot set {setting} in the lab's namespace"))?;
+    }
+    Ok(())
 }
 
 /// Closes SSH of all hosts but one to everything outside the hosts. Runs inside the lab's namespace.
@@ -165,5 +178,6 @@ mod tests {
         assert_eq!(free_subnet(&taken), Some(freed));
         assert_eq!(gateway(freed), Ipv4Addr::new(10, 77, 9, 1));
         assert_eq!(hostname(Ipv4Addr::new(10, 77, 9, 14)), "ip-10-77-9-14");
+        assert_eq!(hardware_address(gateway(freed)), "02:00:0a:4d:09:01");
     }
 }

@@ -70,6 +70,23 @@ fn nothing_leaves_the_lab() {
     Lab::shared().shell("curl --silent --max-time 5 http://192.0.2.1/").ends(7);
 }
 
+/// Where it is lent by one of the hosts it changes with them, and for seconds the others talk to a gateway that is not there.
+#[test]
+fn the_gateway_keeps_its_hardware_address_while_hosts_come_and_go() {
+    let lab = Lab::shared();
+    let of = |kind: &str| -> Vec<String> {
+        let said = lab.shell(&format!("ip -oneline link show type {kind}")).ok();
+        let address =
+            |line: &str| line.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next()).map(str::to_owned);
+        said.out.lines().filter_map(address).collect()
+    };
+    let (bridge, ports) = (of("bridge"), of("veth"));
+    assert!(bridge.len() == 1 && !ports.is_empty(), "{bridge:?} {ports:?}");
+    assert!(!ports.contains(&bridge[0]), "{bridge:?} {ports:?}");
+    let held = lab.borrow(1, "").root(0, "ip neighbour show").ok();
+    held.says(&format!("lladdr {}", bridge[0]));
+}
+
 #[test]
 fn metadata_needs_a_token_of_the_same_host() {
     let hosts = Lab::shared().borrow(2, "");
