@@ -224,14 +224,13 @@ impl Transport {
             ..client::Config::default()
         });
         let handler = Handler { check, shared: shared.clone() };
-        let begun = Instant::now();
         let (mut handle, way) = match &via {
             None => {
-                let stream = tcp(&target.host, target.port, &address, limit).await?;
-                let way = begun.elapsed();
+                let (stream, way) = tcp(&target.host, target.port, &address, limit).await?;
                 (handshake(config, stream, handler, &address, limit).await?, way)
             }
             Some(jump) => {
+                let begun = Instant::now();
                 let stream = forward(jump, target, &address, limit).await?;
                 let way = begun.elapsed();
                 (handshake(config, stream, handler, &address, limit).await?, way)
@@ -261,7 +260,8 @@ fn address_text(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn tcp(host: &str, port: u16, address: &str, limit: Duration) -> Result<TcpStream, ConnectError> {
+/// A connection, and how long it took to make it once the address was known: a round trip.
+async fn tcp(host: &str, port: u16, address: &str, limit: Duration) -> Result<(TcpStream, Duration), ConnectError> {
     let late = |stage| ConnectError::Timeout { address: address.to_owned(), stage, limit };
     let failed = |stage, error: std::io::Error| ConnectError::Unreachable {
         address: address.to_owned(),
@@ -271,10 +271,12 @@ async fn tcp(host: &str, port: u16, address: &str, limit: Duration) -> Result<Tc
     let found = timeout(limit, tokio::net::lookup_host((host, port))).await;
     let addresses: Vec<SocketAddr> =
         found.map_err(|_| late(Stage::Resolve))?.map_err(|error| failed(Stage::Resolve, error))?.collect();
+    let begun = Instant::now();
     let stream = timeout(limit, TcpStream::connect(&addresses[..])).await;
     let stream = stream.map_err(|_| late(Stage::Tcp))?.map_err(|error| failed(Stage::Tcp, error))?;
+    let way = begun.elapsed();
     stream.set_nodelay(true).map_err(|error| failed(Stage::Tcp, error))?;
-    Ok(stream)
+    Ok((stream, way))
 }
 
 /// A stream to the target through the jump host's connection.
