@@ -52,11 +52,12 @@ pub(super) fn format(bytes: &[u8], name: &str) -> Result<&'static str, Failure> 
     })
 }
 
-/// Visits every entry. An unusable path anywhere, a broken or a cut archive is an error.
-pub(super) fn walk(bytes: &[u8], name: &str, visit: Visit<'_>) -> Result<(), Failure> {
+/// Visits every entry. An unusable path anywhere, a broken or a cut archive is an error; but of a zip's entry `unread` nobody looks at
+/// what `visit` leaves.
+pub(super) fn walk(bytes: &[u8], name: &str, unread: Option<usize>, visit: Visit<'_>) -> Result<(), Failure> {
     let broken = |e: io::Error| broken(name, &e);
     match format(bytes, name)? {
-        "zip" => zip(bytes, name, visit),
+        "zip" => zip(bytes, name, unread, visit),
         "tar.gz" => tar(flate2::read::MultiGzDecoder::new(bytes), name, visit),
         "tar.xz" => tar(liblzma::read::XzDecoder::new_multi_decoder(bytes), name, visit),
         "tar.zst" => tar(zstd::Decoder::new(bytes).map_err(broken)?, name, visit),
@@ -112,7 +113,23 @@ fn tar(reader: impl Read, name: &str, visit: Visit<'_>) -> Result<(), Failure> {
     io::copy(&mut archive.into_inner(), &mut io::sink()).map_err(|e| broken(name, &e)).map(|_| ())
 }
 
-fn zip(bytes: &[u8], name: &str, visit: Visit<'_>) -> Result<(), Failure> {
+/// Numbers and paths of a zip's entries that are no folders, as its directory has them: nothing is unpacked for it. `None`: it is no zip,
+/// or a broken one.
+pub(super) fn listed(bytes: &[u8], name: &str) -> Option<Vec<(usize, PathBuf)>> {
+    if format(bytes, name).ok()? != "zip" {
+        return None;
+    }
+    let archive = zip::ZipArchive::new(Cursor::new(bytes)).ok()?;
+    let mut paths = Vec::new();
+    for (number, shown) in archive.file_names().enumerate() {
+        let shown = shown.ok()?;
+        let path = inside(Path::new(&*shown), name).ok()?;
+        paths.extend(path.filter(|_| !shown.ends_with('/')).map(|path| (number, path)));
+    }
+    Some(paths)
+}
+
+fn zip(bytes: &[u8], name: &str, unread: Option<usize>, visit: Visit<'_>) -> Result<(), Failure> {
     let broken_zip = |e: zip::result::ZipError| {
         let e = io::Error::from(e);
         broken(name, &e).hint("is the archive whole?")
@@ -140,7 +157,9 @@ fn zip(bytes: &[u8], name: &str, visit: Visit<'_>) -> Result<(), Failure> {
         let seen = Entry { path, kind, mode: mode.map_or(usual, |m| m & 0o777), size };
         visit(number, &seen, &mut entry)?;
         // The checksum is compared at the end of the content.
-        io::copy(&mut entry, &mut io::sink()).map_err(|e| broken(name, &e))?;
+        if unread != Some(number) || seen.kind != Kind::File {
+            io::copy(&mut entry, &mut io::sink()).map_err(|e| broken(name, &e))?;
+        }
     }
     Ok(())
 }

@@ -101,8 +101,11 @@ fn plan(call: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
                     .hint("make the folder by an earlier task with file: state=directory"));
             }
         }
-        let items = manifest(&bytes, &args.src, &filter)?;
-        steps(&args, &perms, &bytes, &items, Planner::new(cx, call.diff))
+        let planner = Planner::new(cx, call.diff);
+        // A diff shows the sum.
+        let unread = if call.diff { None } else { lone(&bytes, &args, &filter, &planner)? };
+        let items = manifest(&bytes, &args.src, &filter, unread)?;
+        steps(&args, &perms, &bytes, &items, planner)
     })
 }
 
@@ -180,16 +183,33 @@ impl Filter {
 struct Item {
     number: usize,
     entry: Entry,
-    /// Of a file's content.
-    sum: String,
+    /// Of a file's content; `None`: nobody has looked at it yet.
+    sum: Option<String>,
 }
 
-/// Reads the whole archive once, so that nothing is written of one that is broken or unsafe. Of two entries with one
+/// The entry of the only file that is wanted, where it is not there yet and the archive tells so without being unpacked: it is unpacked
+/// once then, and gets to its place only when all of it was as the archive says.
+fn lone(bytes: &[u8], args: &Args, filter: &Filter, planner: &Planner<'_>) -> Result<Option<usize>, Failure> {
+    let listed = archive::listed(bytes, &args.src).unwrap_or_default();
+    let mut wanted = listed.into_iter().filter(|(_, path)| filter.wants(path));
+    let (Some((number, path)), None) = (wanted.next(), wanted.next()) else { return Ok(None) };
+    let Some(path) = filter.stripped(&path) else { return Ok(None) };
+    let at = followed(&planner.host, &args.dest)?.join(path);
+    // What is wrong with the place is told by who looks at all of it.
+    Ok(planner.meta(&at).is_ok_and(|found| found.is_none()).then_some(number))
+}
+
+/// Reads the whole archive once, but for `unread`, so that nothing is written of one that is broken or unsafe. Of two entries with one
 /// path the later counts, as with tar.
-fn manifest(bytes: &[u8], name: &str, filter: &Filter) -> Result<IndexMap<PathBuf, Item>, Failure> {
+fn manifest(
+    bytes: &[u8],
+    name: &str,
+    filter: &Filter,
+    unread: Option<usize>,
+) -> Result<IndexMap<PathBuf, Item>, Failure> {
     let mut items: IndexMap<PathBuf, Item> = IndexMap::new();
     let mut hit = vec![false; filter.include.len()];
-    archive::walk(bytes, name, &mut |number, entry, content| {
+    archive::walk(bytes, name, unread, &mut |number, entry, content| {
         for (i, (_, set)) in filter.include.iter().enumerate() {
             hit[i] |= entry.path.ancestors().any(|a| set.is_match(a));
         }
@@ -198,9 +218,13 @@ fn manifest(bytes: &[u8], name: &str, filter: &Filter) -> Result<IndexMap<PathBu
         }
         let Some(path) = filter.stripped(&entry.path) else { return Ok(()) };
         let mut entry = Entry { path: path.clone(), ..entry.clone() };
-        let mut sum = String::new();
+        let mut sum = None;
         match &entry.kind {
-            Kind::File => (sum, entry.size) = digest(content).map_err(|e| broken(name, &e))?,
+            Kind::File if unread == Some(number) => {}
+            Kind::File => {
+                let (found, size) = digest(content).map_err(|e| broken(name, &e))?;
+                (sum, entry.size) = (Some(found), size);
+            }
             Kind::HardLink(to) => {
                 let to = filter.stripped(to).unwrap_or_default();
                 entry.kind = Kind::HardLink(to);
@@ -292,15 +316,18 @@ fn steps(
             ..perms.attrs(None, 0, false)
         };
         let same = match current {
-            Some(meta) if meta.size == item.entry.size => {
-                planner.host.read(&at).map(|b| sha256_hex(&b) == item.sum).map_err(|e| explain("read", &at, &e))?
-            }
+            Some(meta) if meta.size == item.entry.size => planner
+                .host
+                .read(&at)
+                .map(|b| Some(sha256_hex(&b)) == item.sum)
+                .map_err(|e| explain("read", &at, &e))?,
             _ => false,
         };
         if same {
             planner.attrs(&at, &attrs)?;
         } else {
-            planner.expect(&at, &attrs, format!("{} bytes, sha256:{}\n", item.entry.size, item.sum))?;
+            let sum = item.sum.as_ref().map(|sum| format!(", sha256:{sum}")).unwrap_or_default();
+            planner.expect(&at, &attrs, format!("{} bytes{sum}\n", item.entry.size))?;
             wanted.insert(item.number, (at, attrs));
         }
     }
@@ -409,7 +436,7 @@ impl Stream for Files {
 
     fn run(&self, host: &mut dyn Write) -> Result<(), Failure> {
         let mut done = false;
-        archive::walk(&self.archive, &self.name, &mut |number, entry, content| {
+        archive::walk(&self.archive, &self.name, None, &mut |number, entry, content| {
             let Some((path, attrs)) = self.wanted.get(&number) else { return Ok(()) };
             if host.is_overlay() && entry.size <= PLANNED_CONTENT {
                 let mut bytes = Vec::new();

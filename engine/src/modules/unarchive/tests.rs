@@ -99,6 +99,16 @@ fn zip_with_filters_modes_and_stripping() {
     testing::run_twice(&DEFINITION, &call(bytes.clone(), args));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(fs::metadata(folder.path().join("consul")).unwrap().permissions().mode() & 0o777, 0o755);
+    // The only file that is wanted is unpacked once: it does not get there when it is broken, and neither when another one is.
+    let alone = tempfile::tempdir().unwrap();
+    for of in ["consul_1/consul", "consul_1/LICENSE.txt"] {
+        let at = bytes.windows(of.len()).position(|part| part == of.as_bytes()).unwrap() + of.len();
+        let mut broken = bytes.clone();
+        broken[at + 1] ^= 1;
+        let failure = fails(broken, json!({"src": "c.zip", "dest": alone.path(), "include": ["consul_1/consul"]}));
+        assert!(failure.message.contains("cannot unpack c.zip") && !failure.changed, "{of}: {failure}");
+        assert_eq!(fs::read_dir(alone.path()).unwrap().count(), 0, "{of}");
+    }
     let none = json!({"src": "c.zip", "dest": folder.path(), "include": ["nomad"]});
     assert!(fails(bytes.clone(), none).message.contains("'nomad' of 'include' matches nothing"));
     let dest = tempfile::tempdir().unwrap();
