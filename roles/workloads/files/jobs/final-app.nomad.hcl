@@ -51,7 +51,7 @@ job "final-app" {
 
     update {
       max_parallel     = 1
-      min_healthy_time = "5s"
+      min_healthy_time = "3s"
       healthy_deadline = "2m"
       auto_revert      = true
     }
@@ -64,7 +64,7 @@ job "final-app" {
       check {
         type     = "http"
         path     = "/health"
-        interval = "5s"
+        interval = "2s"
         timeout  = "2s"
       }
     }

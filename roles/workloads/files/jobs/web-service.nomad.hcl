@@ -39,7 +39,7 @@ job "web-service" {
 
     update {
       max_parallel     = 1
-      min_healthy_time = "5s"
+      min_healthy_time = "3s"
       healthy_deadline = "2m"
       auto_revert      = true
     }
@@ -52,7 +52,7 @@ job "web-service" {
       check {
         type     = "http"
         path     = "/health"
-        interval = "5s"
+        interval = "2s"
         timeout  = "2s"
       }
     }
