@@ -1,18 +1,23 @@
 //! Running programs: no shell, a process group of its own, output read to the end.
 
 use std::{
-    io::Write as _,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    io::{self, Read, Write as _},
+    os::{
+        fd::AsFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, killpg},
-    unistd::Pid,
+    unistd::{AccessFlags, Pid, access},
 };
 
 use super::{Command, Output};
@@ -24,6 +29,10 @@ const STANDARD_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbi
 /// How long output is awaited after the program itself has ended: a daemon that it left behind may hold the pipes
 /// open for ever.
 const PIPE_GRACE: Duration = Duration::from_secs(1);
+
+/// Between two looks whether a program has ended that says nothing, and whose pipes stay open; and whose pipes are closed.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOK_AT_CLOSED: Duration = Duration::from_millis(1);
 
 /// Runs a command to its end.
 ///
@@ -41,25 +50,10 @@ pub fn run(command: &Command) -> Result<Output, Failure> {
     {
         return Err(Failure::new(format!("cannot run '{program}': the folder {} does not exist", folder.display())));
     }
-    let mut child = prepare(program, command).spawn().map_err(|e| not_started(program, &e))?;
-    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
-
-    let (tell, told) = mpsc::channel();
-    let stdout = child.stdout.take().map(|pipe| collect(pipe, Ended::Pipe, &tell));
-    let stderr = child.stderr.take().map(|pipe| collect(pipe, Ended::Pipe, &tell));
-    if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), command.stdin.clone()) {
-        // A program may end without reading its input: a broken pipe is its business.
-        thread::spawn(move || drop(pipe.write_all(&bytes)));
-    }
-    let waiter = tell.clone();
-    thread::spawn(move || waiter.send(Ended::Program(child.wait())));
-    drop(tell);
-
-    let status = wait(&told, command.timeout, group);
-    let take = |buffer: Option<Buffer>| {
-        buffer.map(|b| std::mem::take(&mut *b.lock().unwrap_or_else(PoisonError::into_inner))).unwrap_or_default()
-    };
-    let (stdout, stderr) = (take(stdout), take(stderr));
+    let mut child = spawn(program, command).map_err(|e| not_started(program, &e))?;
+    let mut pipes = Pipes::of(&mut child, command.stdin.as_deref());
+    let status = pipes.to_the_end(&mut child, command.timeout);
+    let Pipes { out: stdout, err: stderr, .. } = pipes;
     match status {
         Ok(Some(status)) => Ok(Output { code: code(status), stdout, stderr }),
         Ok(None) => Err(Failure::new(format!(
@@ -73,7 +67,33 @@ pub fn run(command: &Command) -> Result<Output, Failure> {
     }
 }
 
-fn prepare(program: &str, command: &Command) -> std::process::Command {
+/// Starts the program. Where a name alone is to be searched, the standard library makes a copy of this process for that, which costs more
+/// than most programs; so that it is searched here.
+fn spawn(program: &str, command: &Command) -> io::Result<Child> {
+    if let Some(path) = located(program, command) {
+        match prepare(path.as_ref(), command).arg0(program).spawn() {
+            // A script that does not say by whom it is to be read: whoever searches has the shell read it.
+            Err(error) if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => {}
+            started => return started,
+        }
+    }
+    prepare(program.as_ref(), command).spawn()
+}
+
+/// The first program of that name in the folders that the command searches; `None`: it is a path, or there is none.
+fn located(program: &str, command: &Command) -> Option<PathBuf> {
+    if program.contains('/') {
+        return None;
+    }
+    let own = command.env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    let folders = own.unwrap_or_else(search_path);
+    // A folder that is not absolute is one of the place where the command runs.
+    let mut folders = folders.split(':').map(Path::new).take_while(|folder| folder.is_absolute());
+    let is_program = |path: &PathBuf| access(path, AccessFlags::X_OK).is_ok() && path.is_file();
+    folders.find_map(|folder| Some(folder.join(program)).filter(is_program))
+}
+
+fn prepare(program: &Path, command: &Command) -> std::process::Command {
     let mut process = std::process::Command::new(program);
     process.args(&command.argv[1..]).process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped());
     process.stdin(if command.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
@@ -133,58 +153,113 @@ fn not_started(program: &str, error: &std::io::Error) -> Failure {
     }
 }
 
-enum Ended {
-    Program(std::io::Result<ExitStatus>),
-    Pipe,
+/// The three pipes to a program, and what went through them.
+struct Pipes<'a> {
+    stdin: Option<ChildStdin>,
+    /// What it has not taken yet.
+    input: &'a [u8],
+    stdout: Option<ChildStdout>,
+    out: Vec<u8>,
+    stderr: Option<ChildStderr>,
+    err: Vec<u8>,
 }
 
-type Buffer = Arc<Mutex<Vec<u8>>>;
+impl<'a> Pipes<'a> {
+    fn of(child: &mut Child, input: Option<&'a [u8]>) -> Self {
+        let stdin = child.stdin.take().filter(|pipe| {
+            // Who cannot be asked to take no more than it can is not waited for.
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok()
+        });
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        Self { stdin, input: input.unwrap_or_default(), stdout, out: Vec::new(), stderr, err: Vec::new() }
+    }
 
-fn collect(mut pipe: impl std::io::Read + Send + 'static, end: Ended, tell: &mpsc::Sender<Ended>) -> Buffer {
-    let buffer = Buffer::default();
-    let (shared, tell) = (Arc::clone(&buffer), tell.clone());
-    thread::spawn(move || {
-        let mut chunk = [0; 16 * 1024];
+    /// Whether nothing can come out of it any more.
+    fn are_closed(&self) -> bool {
+        self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    /// Until the program and its outputs have ended; `None` after the timeout.
+    fn to_the_end(&mut self, child: &mut Child, timeout: Option<Duration>) -> io::Result<Option<ExitStatus>> {
+        let mut deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let (mut status, mut killed) = (None, false);
         loop {
-            match pipe.by_ref().read(&mut chunk) {
-                Ok(0) => break,
-                Ok(n) => shared.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&chunk[..n]),
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => break,
+            if status.is_none() {
+                status =
+                    if self.are_closed() && deadline.is_none() { Some(child.wait()?) } else { child.try_wait()? };
+                if status.is_some() {
+                    let grace = Instant::now() + PIPE_GRACE;
+                    deadline = Some(deadline.filter(|_| !killed).map_or(grace, |d| d.min(grace)));
+                }
             }
-        }
-        // Nobody listens any more where the call has returned already.
-        drop(tell.send(end));
-    });
-    buffer
-}
-
-/// Waits for the program and its two pipes; `None` after the timeout.
-fn wait(told: &mpsc::Receiver<Ended>, timeout: Option<Duration>, group: Pid) -> std::io::Result<Option<ExitStatus>> {
-    let mut deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-    let (mut status, mut open, mut killed) = (None, 2, false);
-    while status.is_none() || open > 0 {
-        let message = match deadline {
-            Some(at) => told.recv_timeout(at.saturating_duration_since(Instant::now())),
-            None => told.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-        };
-        match message {
-            Ok(Ended::Pipe) => open -= 1,
-            Ok(Ended::Program(end)) => {
-                status = Some(end?);
-                let grace = Instant::now() + PIPE_GRACE;
-                deadline = Some(deadline.filter(|_| !killed).map_or(grace, |d| d.min(grace)));
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if status.is_some() && (self.are_closed() || left.is_some_and(|left| left.is_zero())) {
+                return Ok(status.filter(|_| !killed));
             }
-            Err(mpsc::RecvTimeoutError::Timeout) if status.is_none() && !killed => {
+            if left.is_some_and(|left| left.is_zero()) {
                 killed = true;
                 // Gone already: its end is about to be told.
-                let _ = killpg(group, Signal::SIGKILL);
+                let _ = killpg(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), Signal::SIGKILL);
                 deadline = None;
+                continue;
             }
-            Err(_) => break,
+            self.step(left.unwrap_or(LOOK).min(LOOK))?;
         }
     }
-    Ok(if killed { None } else { status })
+
+    /// Moves what can be moved, and waits for it at most for so long.
+    fn step(&mut self, patience: Duration) -> io::Result<()> {
+        if self.are_closed() {
+            thread::sleep(patience.min(LOOK_AT_CLOSED));
+            return Ok(());
+        }
+        let mut asked: Vec<PollFd<'_>> = Vec::with_capacity(3);
+        asked.extend(self.stdout.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        asked.extend(self.stderr.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+        asked.extend(self.stdin.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
+        let millis = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX).max(1);
+        match poll(&mut asked, PollTimeout::from(millis)) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut ready = asked.iter().map(|one| one.any().unwrap_or(true)).collect::<Vec<_>>().into_iter();
+        if self.stdout.is_some() && ready.next() == Some(true) {
+            take(&mut self.stdout, &mut self.out);
+        }
+        if self.stderr.is_some() && ready.next() == Some(true) {
+            take(&mut self.stderr, &mut self.err);
+        }
+        if self.stdin.is_some() && ready.next() == Some(true) {
+            self.give();
+        }
+        Ok(())
+    }
+
+    /// A program may end without reading its input: a broken pipe is its business.
+    fn give(&mut self) {
+        let written = match self.stdin.as_mut().map(|pipe| pipe.write(self.input)) {
+            Some(Ok(written)) => written,
+            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return;
+            }
+            _ => self.input.len(),
+        };
+        self.input = &self.input[written..];
+        if self.input.is_empty() {
+            self.stdin = None;
+        }
+    }
+}
+
+/// Takes what is there; a pipe that has come to its end is dropped.
+fn take(pipe: &mut Option<impl Read>, all: &mut Vec<u8>) {
+    let mut chunk = [0; 16 * 1024];
+    match pipe.as_mut().map(|pipe| pipe.read(&mut chunk)) {
+        Some(Ok(length @ 1..)) => all.extend_from_slice(&chunk[..length]),
+        Some(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+        _ => *pipe = None,
+    }
 }
 
 fn code(status: ExitStatus) -> i32 {
@@ -244,6 +319,42 @@ mod tests {
         let output = run(&sh("echo up; sleep 5 &")).unwrap();
         assert_eq!(output.stdout, b"up\n");
         assert!(start.elapsed() < Duration::from_secs(4));
+    }
+
+    #[test]
+    fn names_are_searched_as_a_shell_does() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let write = |at: &str, text: &str, mode: u32| {
+            let path = folder.path().join(at);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        write("a/one", "#!/bin/sh\necho not executable", 0o644);
+        std::fs::create_dir_all(folder.path().join("a/two")).unwrap();
+        write("b/one", "#!/bin/sh\necho one \"$0\"", 0o755);
+        write("b/two", "echo two: it names no interpreter", 0o755);
+        let said = |program: &str| {
+            let mut command = Command::new([program]);
+            let at = folder.path().display();
+            command.env.push(("PATH".into(), format!("{at}/a:{at}/b:/usr/bin:/bin")));
+            String::from_utf8(run(&command).unwrap().stdout).unwrap()
+        };
+        assert!(said("one").starts_with("one /") && said("one").ends_with("/b/one\n"), "{}", said("one"));
+        assert_eq!(said("two"), "two: it names no interpreter\n");
+        // It is called by the name that was asked for.
+        assert_eq!(run(&Command::new(["sh", "-c", "echo $0"])).unwrap().stdout, b"sh\n");
+    }
+
+    #[test]
+    fn a_program_that_closes_its_outputs_is_awaited_all_the_same() {
+        let mut command = sh("exec > /dev/null 2>&1; sleep 0.3; exit 4");
+        assert_eq!(run(&command).unwrap().code, 4);
+        command.timeout = Some(Duration::from_secs(5));
+        assert_eq!(run(&command).unwrap().code, 4);
+        command.timeout = Some(Duration::from_millis(50));
+        assert!(run(&command).unwrap_err().message.contains("was killed"));
     }
 
     #[test]
