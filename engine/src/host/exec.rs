@@ -52,7 +52,7 @@ pub fn run(command: &Command) -> Result<Output, Failure> {
     }
     let mut child = spawn(program, command).map_err(|e| not_started(program, &e))?;
     let mut pipes = Pipes::of(&mut child, command.stdin.as_deref());
-    let status = pipes.to_the_end(&mut child, command.timeout);
+    let status = pipes.until_end(&mut child, command.timeout);
     let Pipes { out: stdout, err: stderr, .. } = pipes;
     match status {
         Ok(Some(status)) => Ok(Output { code: code(status), stdout, stderr }),
@@ -180,7 +180,7 @@ impl<'a> Pipes<'a> {
     }
 
     /// Until the program and its outputs have ended; `None` after the timeout.
-    fn to_the_end(&mut self, child: &mut Child, timeout: Option<Duration>) -> io::Result<Option<ExitStatus>> {
+    fn until_end(&mut self, child: &mut Child, timeout: Option<Duration>) -> io::Result<Option<ExitStatus>> {
         let mut deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let (mut status, mut killed) = (None, false);
         loop {
