@@ -271,8 +271,6 @@ fn a_token_that_was_made_and_not_kept_goes(cluster: &Cluster, management: &str) 
     let said = running.wait(Duration::from_mins(2));
     assert_ne!(said.code, 0, "{}", said.report());
     drop(holder);
-    let left = servers_tokens(cluster, management);
-    assert_eq!(left.len(), before.len() + 1, "nobody took it away: {left:?}");
     cluster.run(&[]).ok();
     let kept = cluster.secret("nomad/token/server");
     let own = cluster.request(0, &kept, &format!("{API}/acl/token/self")).ok().json();
