@@ -28,6 +28,10 @@ use super::settings::{Settings, Target, TargetSpec};
 
 /// Keepalives without an answer before a host counts as dead.
 const KEEPALIVES_LOST: usize = 3;
+/// Packets for a host behind a jump host that wait for its connection to read them: as many as come. That connection reads nothing
+/// while it writes, and if the jump host's waited for it then, no news of more room for its writing could pass: all hosts behind that
+/// jump host would stand still for ever. How much can wait is limited by the windows of the host's own channels.
+const HOP_PACKETS: usize = tokio::sync::Semaphore::MAX_PERMITS;
 
 type Jump = Arc<OnceCell<Result<Arc<Connection>, Arc<ConnectError>>>>;
 
@@ -151,7 +155,7 @@ impl Transport {
     /// Connects and logs in.
     pub async fn connect(&self, target: &Target) -> Result<Session, ConnectError> {
         let via = self.via(target).await?;
-        let connection = self.open(target, via).await?;
+        let connection = self.open(target, via, false).await?;
         Ok(Session { connection })
     }
 
@@ -166,7 +170,7 @@ impl Transport {
             let opened = cell.get_or_init(|| async move {
                 match self.hop_target(hop, target) {
                     // Boxed: this future would contain itself otherwise.
-                    Ok(target) => Box::pin(self.open(&target, before)).await.map(Arc::new),
+                    Ok(target) => Box::pin(self.open(&target, before, true)).await.map(Arc::new),
                     Err(error) => Err(error),
                 }
                 .map_err(Arc::new)
@@ -209,7 +213,13 @@ impl Transport {
         cell.clone()
     }
 
-    async fn open(&self, target: &Target, via: Option<Arc<Connection>>) -> Result<Connection, ConnectError> {
+    /// `is_hop`: it carries connections to other hosts, and no command of its own.
+    async fn open(
+        &self,
+        target: &Target,
+        via: Option<Arc<Connection>>,
+        is_hop: bool,
+    ) -> Result<Connection, ConnectError> {
         let limit = self.settings.connect_timeout;
         let address = address_text(&target.host, target.port);
         let known = self.known_hosts(target)?;
@@ -221,6 +231,7 @@ impl Transport {
             keepalive_interval: Some(self.settings.keepalive).filter(|interval| !interval.is_zero()),
             keepalive_max: KEEPALIVES_LOST,
             nodelay: true,
+            channel_buffer_size: if is_hop { HOP_PACKETS } else { client::Config::default().channel_buffer_size },
             ..client::Config::default()
         });
         let handler = Handler { check, shared: shared.clone() };

@@ -1,6 +1,9 @@
 //! Through jump hosts.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt as _;
 
 use super::sshd::{Sshd, free_port, user};
 use crate::ssh::{ConnectError, Exit, Hop, Target, Transport};
@@ -144,4 +147,25 @@ async fn jumps_from_the_ssh_configuration() {
     let target = transport.target(&crate::ssh::TargetSpec { name: "web1".into(), ..Default::default() });
     transport.connect(&target.expect("a target")).await.expect("connected");
     assert_eq!(bastion.log().matches("Accepted publickey").count(), 1);
+}
+
+/// The jump host's connection must not wait for that of a host behind it: all that pass through it would stand still, for ever where
+/// that host's connection waits for it to take what it writes.
+#[tokio::test]
+async fn a_host_that_is_not_listened_to_blocks_nobody() {
+    let (bastion, talker, host) = (Sshd::start(), Sshd::start(), Sshd::start());
+    let transport = transport(&[&bastion, &talker, &host]);
+    let through = |sshd: &Sshd| Target { jumps: vec![hop(&bastion)], ..sshd.target() };
+    let session = transport.connect(&through(&talker)).await.expect("connected");
+    // In small pieces, so that many wait.
+    let talk = "i=0; while [ $i -lt 500000 ]; do echo y; i=$((i+1)); done";
+    let mut unheard = session.exec(talk).await.expect("started");
+    for _ in 0..5 {
+        let session = transport.connect(&through(&host)).await.expect("connected");
+        assert_eq!(session.exec("exit 5").await.expect("started").collect(0).await.2, Exit::Code(5));
+    }
+    let mut said = Vec::new();
+    let read = unheard.stdout.read_to_end(&mut said);
+    tokio::time::timeout(Duration::from_secs(60), read).await.expect("it goes on").expect("read");
+    assert!(said.len() == 1_000_000 && said.chunks(2).all(|line| line == b"y\n"), "{} bytes", said.len());
 }
