@@ -116,18 +116,20 @@ impl client::Handler for Handler {
     }
 }
 
+/// It answers no probe, or takes nothing for as long.
+pub(super) const SILENT: &str = "the host stopped answering (keepalive)";
+
 /// A library error in the words of somebody who watches a host.
 pub(super) fn describe(error: &russh::Error) -> String {
     match error {
-        russh::Error::KeepaliveTimeout | russh::Error::InactivityTimeout => {
-            "the host stopped answering (keepalive)".to_owned()
-        }
+        russh::Error::KeepaliveTimeout | russh::Error::InactivityTimeout => SILENT.to_owned(),
         russh::Error::Disconnect | russh::Error::HUP | russh::Error::SendError | russh::Error::RecvError => {
             "the connection was closed".to_owned()
         }
         russh::Error::IO(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
             "the connection was closed".to_owned()
         }
+        russh::Error::IO(io) if io.kind() == std::io::ErrorKind::TimedOut => SILENT.to_owned(),
         russh::Error::IO(io) => io.to_string(),
         russh::Error::NoCommonAlgo { kind, ours, theirs } => {
             format!("no common {kind:?} algorithm; ours: {}; theirs: {}", ours.join(","), theirs.join(","))

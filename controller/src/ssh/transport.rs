@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
 
 use super::algorithms::Algorithms;
 use super::auth::Login;
@@ -27,7 +28,7 @@ use super::known_hosts::KnownHosts;
 use super::settings::{Settings, Target, TargetSpec};
 
 /// Keepalives without an answer before a host counts as dead.
-const KEEPALIVES_LOST: usize = 3;
+const KEEPALIVES_LOST: u32 = 3;
 /// Packets for a host behind a jump host that wait for its connection to read them: as many as come. That connection reads nothing
 /// while it writes, and if the jump host's waited for it then, no news of more room for its writing could pass: all hosts behind that
 /// jump host would stand still for ever. How much can wait is limited by the windows of the host's own channels.
@@ -229,7 +230,7 @@ impl Transport {
             client_id: russh::SshId::Standard(concat!("SSH-2.0-rollcall_", env!("CARGO_PKG_VERSION")).into()),
             preferred: self.algorithms.preferred(&check.algorithms(), !check.authorities().is_empty()),
             keepalive_interval: Some(self.settings.keepalive).filter(|interval| !interval.is_zero()),
-            keepalive_max: KEEPALIVES_LOST,
+            keepalive_max: KEEPALIVES_LOST as usize,
             nodelay: true,
             channel_buffer_size: if is_hop { HOP_PACKETS } else { client::Config::default().channel_buffer_size },
             ..client::Config::default()
@@ -324,7 +325,10 @@ where
     R: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stage = Stage::KeyExchange;
-    match timeout(limit, client::connect_stream(config, stream, handler)).await {
+    // The library sends no probes while it waits for a host to take what it writes. It gives up one interval after the last.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(config.keepalive_interval.map(|interval| interval * (KEEPALIVES_LOST + 1)));
+    match timeout(limit, client::connect_stream(config, Box::pin(stream), handler)).await {
         Err(_) => Err(ConnectError::Timeout { address: address.to_owned(), stage, limit }),
         Ok(Ok(handle)) => Ok(handle),
         Ok(Err(HandlerError::Refused(error))) => Err(*error),

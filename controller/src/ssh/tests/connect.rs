@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::sshd::Sshd;
-use crate::ssh::{Exit, SshError, Transport};
+use crate::ssh::handler::SILENT;
+use crate::ssh::{Exit, Session, SshError, Transport};
 
 #[tokio::test]
 async fn output_errors_and_exit_codes() {
@@ -102,31 +103,60 @@ fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-#[tokio::test]
-async fn a_host_that_falls_silent_is_noticed() {
-    let sshd = Sshd::start();
+fn signal_children(pid: u32, name: &str) {
+    let mut all = children(pid);
+    for pid in all.clone() {
+        all.extend(children(pid));
+    }
+    for pid in all {
+        let _ = std::process::Command::new("kill").args([name, &pid.to_string()]).output();
+    }
+}
+
+/// A session that probes twice a second.
+async fn probing(sshd: &Sshd) -> Session {
     sshd.trust("ed25519");
     let mut settings = sshd.settings();
     settings.keepalive = Duration::from_millis(500);
     settings.connect_timeout = Duration::from_secs(5);
-    let transport = Transport::new(settings).expect("good");
-    let session = transport.connect(&sshd.target()).await.expect("connected");
+    Transport::new(settings).expect("good").connect(&sshd.target()).await.expect("connected")
+}
+
+#[tokio::test]
+async fn a_host_that_falls_silent_is_noticed() {
+    let sshd = Sshd::start();
+    let session = probing(&sshd).await;
     let mut channel = session.exec("sleep 60").await.expect("started");
-    let signal = |name: &str| {
-        let mut all = children(sshd.pid());
-        for pid in all.clone() {
-            all.extend(children(pid));
-        }
-        for pid in all {
-            let _ = std::process::Command::new("kill").args([name, &pid.to_string()]).output();
-        }
-    };
-    signal("-STOP");
+    signal_children(sshd.pid(), "-STOP");
     let exit = tokio::time::timeout(Duration::from_secs(20), channel.exit()).await.expect("noticed");
-    assert_eq!(exit, Exit::Lost("the host stopped answering (keepalive)".to_owned()));
+    assert_eq!(exit, Exit::Lost(SILENT.to_owned()));
     let error = session.exec("true").await.expect_err("gone");
     assert!(matches!(&error, SshError::Lost { .. }), "{error}");
-    signal("-CONT");
+    signal_children(sshd.pid(), "-CONT");
+}
+
+/// Nothing is read, and no clock looked at, while something is written.
+#[tokio::test]
+async fn a_host_that_falls_silent_while_it_is_sent_to_is_noticed() {
+    let sshd = Sshd::start();
+    let session = probing(&sshd).await;
+    // Many commands, since each one's window is smaller than what the way to the host holds.
+    let mut channels = Vec::new();
+    for _ in 0..8 {
+        channels.push(session.exec("cat > /dev/null").await.expect("started"));
+    }
+    signal_children(sshd.pid(), "-STOP");
+    let mut ends = tokio::task::JoinSet::new();
+    for channel in channels {
+        let mut exit = channel.exit_handle();
+        let mut stdin = channel.stdin;
+        // Who writes waits for room, also when there is none to come: the end is told by the exit.
+        tokio::spawn(async move { stdin.write_all(&[b'x'; 2 << 20]).await });
+        ends.spawn(async move { tokio::time::timeout(Duration::from_secs(20), exit.wait()).await.expect("noticed") });
+    }
+    let ends = ends.join_all().await;
+    assert!(ends.iter().all(|end| *end == Exit::Lost(SILENT.to_owned())), "{ends:?}");
+    signal_children(sshd.pid(), "-CONT");
 }
 
 #[tokio::test]
