@@ -205,17 +205,21 @@ async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Resu
     let look = async |token: Option<&Secret>| look_with(client, gate, question, token).await;
     // Nomad says the same of a token that it does not know and of one without the right.
     let denies = |kind: Option<Kind>| gate == Gate::Nomad && kind == Some(Kind::Denied);
-    let mut denied: Option<Missing> = None;
+    let (mut unknown, mut denied) = (false, None);
     for token in &question.tokens {
         match look(Some(token)).await {
             Err(Missing { kind: Some(Kind::NotBootstrapped), .. }) => {
                 return look_without_rights(client, gate, question).await;
             }
             // Before its first use, and while ACLs let everybody in, a token may not be there.
-            Err(Missing { kind: Some(Kind::UnknownToken), .. }) => {}
+            Err(Missing { kind: Some(Kind::UnknownToken), .. }) => unknown = true,
             Err(missing) if denies(missing.kind) => denied = denied.or(Some(missing)),
             answer => return answer,
         }
+    }
+    // A server that has just started knows no token before it knows a leader: whoever asks it without one would be told that he may not.
+    if unknown {
+        has_leader(client, gate, question).await?;
     }
     match look(None).await {
         Err(missing) if denies(missing.kind) => {
@@ -270,15 +274,21 @@ async fn look_with(
 /// ACLs are on and not bootstrapped yet: no token gives the right to ask for health. What needs none must do: a leader, and
 /// all voters.
 async fn look_without_rights(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), Missing> {
-    let text = |body: &[u8]| serde_json::from_slice::<String>(body).unwrap_or_default();
-    if text(&get(client, gate, question, "/v1/status/leader", None).await?).is_empty() {
-        return Err("there is no leader".to_owned().into());
-    }
+    has_leader(client, gate, question).await?;
     let body = get(client, gate, question, "/v1/status/peers", None).await?;
     let peers: Vec<String> = serde_json::from_slice(&body).map_err(|e| format!("/v1/status/peers: {e}"))?;
     match question.voters {
         Some(voters) if peers.len() < voters => Err(format!("{} of {voters} voters", peers.len()).into()),
         _ => Ok(()),
+    }
+}
+
+/// Whether this server knows a leader, which it tells everybody.
+async fn has_leader(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), Missing> {
+    let body = get(client, gate, question, "/v1/status/leader", None).await?;
+    match serde_json::from_slice::<String>(&body) {
+        Ok(leader) if !leader.is_empty() => Ok(()),
+        _ => Err("there is no leader".to_owned().into()),
     }
 }
 
@@ -402,8 +412,13 @@ mod tests {
             ["/v1/agent/self own", "/v1/agent/self management", "/v1/operator/autopilot/health management"]
         );
         // While everything is allowed none need be known.
-        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown, agent, whole]);
-        assert!(found.is_ok() && asked[2..] == ["/v1/agent/self -", "/v1/operator/autopilot/health -"], "{asked:?}");
+        let (leader, none) = (answer("200 OK", "\"10.0.0.1:8300\""), answer("200 OK", "\"\""));
+        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown.clone(), leader, agent, whole]);
+        let without = ["/v1/status/leader -", "/v1/agent/self -", "/v1/operator/autopilot/health -"];
+        assert!(found.is_ok() && asked[2..] == without, "{asked:?}");
+        // A server that has just started knows none either.
+        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown, none]);
+        assert_eq!((found.unwrap_err().why.as_str(), asked.len()), ("there is no leader", 3));
         let (_, found) =
             looked(Gate::Consul, &[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
         assert!(found.unwrap_err().why.contains("Permission denied"));
