@@ -323,7 +323,7 @@ fn an_agent_that_was_killed_is_told_and_the_next_run_repairs() {
         .file("site.yaml", "- hosts: all\n  become: true\n  tasks:\n    - shell: touch /tmp/began; sleep 3\n    - copy: {content: a, dest: /srv/config}\n");
     let run = project.start(["run", "site.yaml"]);
     hosts.root(0, "for i in $(seq 300); do test -e /tmp/began && exit 0; sleep 0.1; done; exit 1").ok();
-    hosts.root(0, "pkill --signal KILL --full '[r]ollcall/agent-'").ok();
+    hosts.root(0, "pkill --signal KILL '^agent-'").ok();
     let said = run.wait(LIMIT);
     assert!([4, 5].contains(&said.code), "{}", said.report());
     project.controller(["run", "site.yaml"]).ok();

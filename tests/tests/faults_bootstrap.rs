@@ -143,7 +143,7 @@ fn round(
     let server = usize::try_from(random.below(SERVERS as u64)).expect("it is small");
     match fault {
         Fault::Nothing => {}
-        Fault::Agents => at_once(hosts, 0..CALLERS, "pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-'"),
+        Fault::Agents => at_once(hosts, 0..CALLERS, "pkill --signal KILL '^agent-'"),
         Fault::Controller => run.signal("KILL"),
         Fault::Server => {
             drop(hosts.root(server, &format!("kill -KILL $(systemctl show --property MainPID --value {name})")));

@@ -139,7 +139,7 @@ fn kill_once(lab: &Lab, host: &Host, project: &Project, kill: &Kill, expected: &
     let run = project.start(["run", "site.yaml"]);
     match victim {
         Victim::Agent => drop(
-            lab.root(&host.name, &format!("{wait}; pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-'")),
+            lab.root(&host.name, &format!("{wait}; pkill --signal KILL '^agent-'")),
         ),
         Victim::Controller => {
             lab.root(&host.name, &wait).ok();

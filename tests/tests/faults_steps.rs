@@ -21,7 +21,7 @@ const NOMAD: Product = Product { name: "nomad", port: 4646, header: "X-Nomad-Tok
 
 /// The role's task that bootstraps; what comes after it provides for the node, DNS and operators.
 const BOOTSTRAP: &str = "The cluster's first token";
-const AGENT: &str = "pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-' || true";
+const AGENT: &str = "pkill --signal KILL '^agent-' || true";
 
 struct Ground {
     product: Product,

@@ -267,9 +267,11 @@ fn a_token_that_was_made_and_not_kept_goes(cluster: &Cluster, management: &str) 
         assert!(Instant::now() < end, "Nomad is not asked");
         std::thread::sleep(Duration::from_millis(100));
     }
-    cluster.hosts.root(0, "pkill --signal KILL --full '/usr/local/lib/rollcall/[a]gent-'");
+    cluster.hosts.root(0, "pkill --signal KILL '^agent-'");
     let said = running.wait(Duration::from_mins(2));
     assert_ne!(said.code, 0, "{}", said.report());
+    let left = servers_tokens(cluster, management);
+    assert_eq!(left.len(), before.len() + 1, "nobody took it away: {before:?}, {left:?}\n{}", said.report());
     drop(holder);
     cluster.run(&[]).ok();
     let kept = cluster.secret("nomad/token/server");
