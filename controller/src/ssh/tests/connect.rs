@@ -151,7 +151,7 @@ async fn a_host_that_falls_silent_while_it_is_sent_to_is_noticed() {
         let mut exit = channel.exit_handle();
         let mut stdin = channel.stdin;
         // Who writes waits for room, also when there is none to come: the end is told by the exit.
-        tokio::spawn(async move { stdin.write_all(&[b'x'; 2 << 20]).await });
+        tokio::spawn(async move { stdin.write_all(&vec![b'x'; 2 << 20]).await });
         ends.spawn(async move { tokio::time::timeout(Duration::from_secs(20), exit.wait()).await.expect("noticed") });
     }
     let ends = ends.join_all().await;
