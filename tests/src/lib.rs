@@ -24,7 +24,11 @@ pub use project::Project;
 pub use said::{Running, Said, run};
 pub use seeded::{Random, counted, number, seed};
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// A variable that `tests/run` sets.
 pub(crate) fn setting(name: &str) -> String {
@@ -37,6 +41,16 @@ pub fn program(name: &str) -> PathBuf {
     let path = PathBuf::from(setting("ROLLCALL_BIN")).join(name);
     assert!(path.is_file(), "{} is not built", path.display());
     path
+}
+
+/// Waits for something that comes about by itself.
+#[track_caller]
+pub fn until(limit: Duration, missing: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < end, "{missing}");
+        thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// The root of the repository.

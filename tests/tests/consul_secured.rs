@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Running, Said, until};
 use serde_json::{Value, json};
 
 const SERVERS: usize = 3;
@@ -183,21 +183,17 @@ fn delete_clients_token(cluster: &Cluster, management: &str, server: usize) {
 
 fn a_client_needs_some_server_and_not_the_first(cluster: &Cluster, management: &str) {
     cluster.hosts.root(0, "systemctl stop consul").ok();
-    let until = Instant::now() + Duration::from_mins(1);
-    while !cluster.hosts.root(CLIENT, &format!("curl --silent {API}/status/leader")).out.contains(":8300") {
-        assert!(Instant::now() < until, "nobody leads");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    until(Duration::from_mins(1), "nobody leads", || {
+        cluster.hosts.root(CLIENT, &format!("curl --silent {API}/status/leader")).out.contains(":8300")
+    });
     delete_clients_token(cluster, management, 1);
     let mended = cluster.run(&["--limit", cluster.hosts.name(CLIENT)]).ok();
     assert_eq!(mended.counted("changed"), 1, "{}", mended.report());
     cluster.hosts.root(0, "systemctl start consul").ok();
     let health = format!("{API}/operator/autopilot/health");
-    let until = Instant::now() + Duration::from_mins(1);
-    while !cluster.request(1, management, &health).out.contains("\"FailureTolerance\":1") {
-        assert!(Instant::now() < until, "the server does not come back");
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    until(Duration::from_mins(1), "the server does not come back", || {
+        cluster.request(1, management, &health).out.contains("\"FailureTolerance\":1")
+    });
     cluster.is_silent();
 }
 
@@ -255,11 +251,7 @@ fn whoever_opens_it_to_all(cluster: &Cluster, management: &str) {
     assert_eq!((policies("rollcall-node-"), policies("other-")), (1, SERVERS), "{}", told.report());
     // Rights may be remembered for half a minute.
     for server in 0..SERVERS {
-        let until = Instant::now() + Duration::from_secs(35);
-        while write(server).code != 22 {
-            assert!(Instant::now() < until, "who has no token still writes");
-            std::thread::sleep(Duration::from_millis(500));
-        }
+        until(Duration::from_secs(35), "who has no token still writes", || write(server).code == 22);
     }
     // And none again, as they are called.
     cluster.run(&[]).ok();
@@ -354,11 +346,9 @@ fn no_client_becomes_a_server(cluster: &Cluster, management: &str) {
     let refused = format!(
         "journalctl --unit consul --quiet | grep '{address}:8300' | grep --count 'x509: certificate is valid for'"
     );
-    let until = Instant::now() + Duration::from_mins(1);
-    while (0..SERVERS).all(|server| cluster.hosts.root(server, &refused).code != 0) {
-        assert!(Instant::now() < until, "nobody refuses it");
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    until(Duration::from_mins(1), "nobody refuses it", || {
+        (0..SERVERS).any(|server| cluster.hosts.root(server, &refused).code == 0)
+    });
     std::thread::sleep(Duration::from_secs(10));
     assert_eq!(voters(), (SERVERS, false), "it has no voice");
     assert_eq!(rogue("status/leader").text(), "\"\"", "it follows nobody");

@@ -138,9 +138,7 @@ fn kill_once(lab: &Lab, host: &Host, project: &Project, kill: &Kill, expected: &
     let wait = format!("for i in $(seq 1500); do {begun} && break; sleep 0.02; done; sleep {:.3}", after.as_secs_f64());
     let run = project.start(["run", "site.yaml"]);
     match victim {
-        Victim::Agent => drop(
-            lab.root(&host.name, &format!("{wait}; pkill --signal KILL '^agent-'")),
-        ),
+        Victim::Agent => drop(lab.root(&host.name, &format!("{wait}; pkill --signal KILL '^agent-'"))),
         Victim::Controller => {
             lab.root(&host.name, &wait).ok();
             run.signal("KILL");

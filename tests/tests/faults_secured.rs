@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use rollcall_tests::servers::lab_program;
-use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Running, Said, until};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(5);
@@ -197,11 +197,7 @@ impl<'a> Vault<'a> {
 
     fn unseal(&self) {
         self.call("PUT", "sys/unseal", &format!("{{\"key\": \"{}\"}}", self.key)).ok();
-        let until = Instant::now() + Duration::from_secs(30);
-        while self.call("GET", "sys/health", "").code != 0 {
-            assert!(Instant::now() < until, "Vault stays closed");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        until(Duration::from_secs(30), "Vault stays closed", || self.call("GET", "sys/health", "").code == 0);
     }
 }
 

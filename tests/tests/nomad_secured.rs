@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rollcall_engine::pki::Holder;
 use rollcall_engine::secrets::grants::Product;
-use rollcall_tests::{Aged, Borrowed, Lab, Project, Said};
+use rollcall_tests::{Aged, Borrowed, Lab, Project, Said, until};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -262,11 +262,7 @@ fn a_token_that_was_made_and_not_kept_goes(cluster: &Cluster, management: &str) 
     let holder = project.hold(locks.text());
     // One server alone: the others would go on, or take back what they made when they hear of its end.
     let running = project.start(["run", "nomad.yaml", "--json", "--limit", cluster.hosts.name(0)]);
-    let end = Instant::now() + Duration::from_secs(100);
-    while servers_tokens(cluster, management).len() == before.len() {
-        assert!(Instant::now() < end, "Nomad is not asked");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until(Duration::from_secs(100), "Nomad is not asked", || servers_tokens(cluster, management).len() != before.len());
     cluster.hosts.root(0, "pkill --signal KILL '^agent-'");
     let said = running.wait(Duration::from_mins(2));
     assert_ne!(said.code, 0, "{}", said.report());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Host, Lab, Project, Said, encode};
+use rollcall_tests::{Borrowed, Host, Lab, Project, Said, encode, until};
 use serde_json::Value;
 
 /// Two servers of Consul and a client, as far as the ownership table knows: nothing is installed.
@@ -347,11 +347,9 @@ fn a_known_value_is_found_nowhere_else() {
         ground.project.write("site.yaml", LEAKY);
         let running = ground.project.start(["run", "site.yaml"].into_iter().chain(look.iter().copied()));
         // While the slow task is at work nothing else is: files, arguments and environments of everything that runs.
-        let until = Instant::now() + Duration::from_mins(2);
-        while ground.hosts.root(0, "pgrep --exact sleep --full 'sleep 12' || pgrep --full '^sleep 12$'").code != 0 {
-            assert!(Instant::now() < until, "the slow task does not begin");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        until(Duration::from_mins(2), "the slow task does not begin", || {
+            ground.hosts.root(0, "pgrep --exact sleep --full 'sleep 12' || pgrep --full '^sleep 12$'").code == 0
+        });
         let during = traces(&ground, 0, &value);
         let said = running.wait(Duration::from_mins(4)).ends(4);
         said.clone().says("(secret)");
@@ -435,11 +433,9 @@ fn who_is_aborted_leaves_no_core_dump() {
     let value = ground.gossip(0);
     ground.project.write("site.yaml", WAITS);
     let running = ground.project.start(["run", "site.yaml"]);
-    let until = Instant::now() + Duration::from_mins(2);
-    while ground.hosts.root(0, "pgrep --full '^sleep 14$'").code != 0 {
-        assert!(Instant::now() < until, "the slow task does not begin");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until(Duration::from_mins(2), "the slow task does not begin", || {
+        ground.hosts.root(0, "pgrep --full '^sleep 14$'").code == 0
+    });
     // No limit keeps them from it. At once: who sees the other one die ends by itself.
     let abort = "touch /dev/shm/begun; sleep 0.1; all=; for p in /proc/[0-9]*; do case $(readlink $p/exe) in /usr/local/lib/rollcall/agent-*) \
                  readlink $p/cwd; prlimit --core=unlimited --pid ${p#/proc/}; all=\"$all ${p#/proc/}\";; esac; done; kill -ABRT $all";

@@ -1,6 +1,8 @@
 //! `controller token` and `controller forget` on a real cluster.
 
-use rollcall_tests::{Operated, Said};
+use std::time::{Duration, Instant};
+
+use rollcall_tests::{Operated, Said, until};
 use serde_json::Value;
 
 const CLIENT: usize = Operated::SERVERS;
@@ -216,11 +218,11 @@ fn a_node_is_forgotten(cluster: &Operated) {
     cluster.say(&["forget", &name]).ends(4).says("is alive");
     assert_eq!(cluster.secret(&secret).as_deref(), Some(old.as_str()));
     cluster.hosts.root(CLIENT, "systemctl kill --signal KILL consul; systemctl stop consul").ok();
-    let until = std::time::Instant::now() + std::time::Duration::from_mins(2);
+    let end = Instant::now() + Duration::from_mins(2);
     let forgotten = loop {
         let said = cluster.say(&["forget", &name]);
         // Until the others have missed it, it is alive.
-        if said.code == 0 || std::time::Instant::now() > until {
+        if said.code == 0 || Instant::now() > end {
             break said.ok();
         }
     };
@@ -228,12 +230,8 @@ fn a_node_is_forgotten(cluster: &Operated) {
     assert_eq!(cluster.secret(&secret), None);
     cluster.request(0, &old, "acl/token/self").ends(22);
     // Who leads takes it out of the catalog, as soon as it has heard of it.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
     let is_listed = || cluster.list("catalog/nodes").iter().any(|node| node["Node"] == name.as_str());
-    while is_listed() {
-        assert!(std::time::Instant::now() < until, "{name} is in the catalog");
-        std::thread::sleep(std::time::Duration::from_millis(200));
-    }
+    until(Duration::from_secs(30), "the node is in the catalog", || !is_listed());
     assert!(!cluster.list("acl/policies").iter().any(|policy| policy["Name"] == format!("rollcall-node-{name}")));
     cluster.say(&["forget", &name]).ok().says("it was no member; 0 secrets left the store");
     cluster.say(&["forget", "Nobody/There"]).ends(1).says("is no name of a node");

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rollcall_engine::secrets::ownership::{Reader, TABLE};
-use rollcall_tests::{Borrowed, Found, Lab, Project, Said, Wanted, encode, kill_after, killed, kills, say};
+use rollcall_tests::{Borrowed, Found, Lab, Project, Said, Wanted, encode, kill_after, killed, kills, say, until};
 use serde_json::{Value, json};
 
 /// Each of them is a server of both; the last host is a client of both.
@@ -177,7 +177,9 @@ fn jobs_prove_to_consul_who_they_are() {
         all.as_array().into_iter().flatten().map(|one| one["Node"]["Node"].to_string()).collect::<BTreeSet<_>>().len()
     };
     // Checks are made each ten seconds.
-    until("all agents are healthy in Consul", || (count("nomad"), count("nomad-client")) == (SERVERS, 1));
+    until(Duration::from_mins(1), "not within a minute: all agents are healthy in Consul", || {
+        (count("nomad"), count("nomad-client")) == (SERVERS, 1)
+    });
 
     let first = cluster.run("run.yaml", &[]).ok();
     assert_eq!(first.counted("changed"), 2, "{}", first.report());
@@ -197,7 +199,9 @@ fn jobs_prove_to_consul_who_they_are() {
             "test -s /var/lib/nomad/alloc/*/greet/etc/passwd -a -e /var/lib/nomad/alloc/*/greet/etc/nsswitch.conf",
         )
         .ok();
-    until("the job's service is healthy in Consul", || count("greeter") == 1);
+    until(Duration::from_mins(1), "not within a minute: the job's service is healthy in Consul", || {
+        count("greeter") == 1
+    });
     let known = cluster.consul(&management, "acl/tokens");
     let logged_in: Vec<&Value> =
         known.as_array().into_iter().flatten().filter(|token| token["AuthMethod"] == "nomad-workloads").collect();
@@ -223,16 +227,6 @@ fn jobs_prove_to_consul_who_they_are() {
     a_client_that_is_gone_is_forgotten_by_both(&cluster);
     keys_are_found_without_a_server(&cluster);
     a_server_that_is_gone_is_forgotten_by_both(&cluster);
-}
-
-/// Waits for something that comes about by itself.
-#[track_caller]
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_mins(1);
-    while !holds() {
-        assert!(Instant::now() < end, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_secs(1));
-    }
 }
 
 fn tokens_are_of_the_agents_alone(cluster: &Cluster, management: &str) {
@@ -406,7 +400,9 @@ fn agents_tokens_are_rotated(cluster: &Cluster, management: &str) {
     }
     killed("`rotate tokens` of Nomad's agents in Consul", 1 + each.len());
     assert_eq!(running(cluster), allocations, "tasks go on while their agent restarts");
-    until("all agents are healthy in Consul", || (names("nomad"), names("nomad-client")) == (SERVERS, 1));
+    until(Duration::from_mins(1), "not within a minute: all agents are healthy in Consul", || {
+        (names("nomad"), names("nomad-client")) == (SERVERS, 1)
+    });
     let again = cluster.run("nomad.yaml", &[]).ok();
     assert_eq!(again.counted("changed"), 0, "{}", again.report());
 
@@ -566,7 +562,9 @@ fn keys_are_found_without_a_server(cluster: &Cluster) {
     // Consul drops the server from the name as soon as its check fails.
     let address = &cluster.hosts.host(2).address;
     let named = || cluster.hosts.root(0, "resolvectl query nomad.service.consul").ok().out.contains(address);
-    until("the name no longer leads to a server that is down", || !named());
+    until(Duration::from_mins(1), "not within a minute: the name no longer leads to a server that is down", || {
+        !named()
+    });
     for server in 0..SERVERS {
         // It may have been the one that led: until another one does, the keys are not told.
         let fetch = "curl --silent --fail --retry 20 --retry-delay 1 --retry-all-errors --cacert /etc/consul.d/tls/ca.pem https://nomad.service.consul:4646/.well-known/jwks.json";
