@@ -8,9 +8,8 @@ use super::{Fewer, Layout, Recipe, Workshop, tool};
 use crate::paths;
 
 /// Builds the program, or a folder of plugins; minutes the first time, nothing after that. Returns its path.
-pub(super) async fn build(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
-    let go = tool("go", "golang-go (1.26 or newer; or the archive from go.dev)")?;
-    let version = workshop.run("go version", workshop.command(&go).arg("version")).await?;
+pub(super) async fn build(recipe: &Recipe, go: &Path, workshop: &Workshop<'_>) -> anyhow::Result<PathBuf> {
+    let version = workshop.run("go version", workshop.command(go).arg("version")).await?;
     let name = format!("{}-{}", recipe.name, recipe.version);
     let packages = recipe.packages.join(" ");
     let mut inputs = vec![recipe.go_mod, recipe.go_sum, &packages, recipe.linker, version.trim()];
@@ -27,7 +26,7 @@ pub(super) async fn build(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::R
                 // Go writes several programs into a folder that is there.
                 paths::create_owned(&target, workshop.owner)?;
             }
-            let mut command = workshop.command(&go);
+            let mut command = workshop.command(go);
             command
                 .arg("build")
                 .arg("-C")
@@ -37,7 +36,7 @@ pub(super) async fn build(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow::R
                 // The compiler collects its garbage less often: a seventh of its time, for one or two gigabytes.
                 .envs([("GOWORK", "off"), ("GOGC", "400")]);
             if let Some(fewer) = &recipe.fewer {
-                change(fewer, recipe, workshop, &go, &source).await?;
+                change(fewer, recipe, workshop, go, &source).await?;
                 command.args(["-tags", fewer.tag]);
             }
             command.args(recipe.packages);

@@ -1,5 +1,5 @@
 //! The real programs that hosts run. Each comes from the first of: the user's PATH, if it is the wanted version;
-//! the vendor's release, if the user names where releases are; its Go module, built once.
+//! the vendor's release, if the user names where releases are, or there is no Go; its Go module, built once.
 
 mod build;
 mod release;
@@ -14,11 +14,6 @@ use crate::cloud::Owner;
 use crate::failure::Failure;
 use crate::paths;
 
-/// Names the vendor's release server (`https://releases.hashicorp.com`). Unset, nothing is asked of it.
-pub(crate) const RELEASES_VARIABLE: &str = "ROLLCALL_LAB_RELEASES";
-/// Names the CNI plugins' release server (`https://github.com/containernetworking/plugins/releases/download`). Unset, nothing is
-/// asked of it.
-pub(crate) const PLUGINS_VARIABLE: &str = "ROLLCALL_LAB_CNI_RELEASES";
 /// In a finished cache folder.
 const COMPLETE: &str = ".complete";
 
@@ -48,6 +43,18 @@ pub(crate) enum Layout {
     Program,
     /// A folder of programs that another one calls, in a tar archive: that of the CNI plugins.
     Plugins,
+}
+
+impl Layout {
+    /// The variable that names the vendor's release server, and which that is. Each vendor has its own.
+    const fn releases(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Program => ("ROLLCALL_LAB_RELEASES", "https://releases.hashicorp.com"),
+            Self::Plugins => {
+                ("ROLLCALL_LAB_CNI_RELEASES", "https://github.com/containernetworking/plugins/releases/download")
+            }
+        }
+    }
 }
 
 /// A build tag of the vendor's for a smaller program, and what is added to it again.
@@ -243,15 +250,15 @@ pub(crate) async fn resolve(recipe: &Recipe, workshop: &Workshop<'_>) -> anyhow:
     {
         return Ok(program(path));
     }
-    // Each vendor has its own server.
-    let variable = match recipe.layout {
-        Layout::Program => RELEASES_VARIABLE,
-        Layout::Plugins => PLUGINS_VARIABLE,
-    };
-    let releases = std::env::var(variable).ok().filter(|url| !url.is_empty());
-    let made = match &releases {
-        Some(base) => release::fetch(recipe, base, workshop).await?,
-        None => build::build(recipe, workshop).await?,
+    let (variable, vendor) = recipe.layout.releases();
+    let named = std::env::var(variable).ok().filter(|url| !url.is_empty());
+    let made = match (&named, locate("go")) {
+        (Some(base), _) => release::fetch(recipe, base, workshop).await?,
+        (None, Some(go)) => build::build(recipe, &go, workshop).await?,
+        (None, None) => {
+            let fetched = release::fetch(recipe, vendor, workshop).await;
+            fetched.context("Go is not installed, so that it is not built (apt-get install golang-go, or the archive from go.dev: 1.26 or newer)")?
+        }
     };
     anyhow::ensure!(
         is_version(&made, recipe).await,
@@ -273,11 +280,14 @@ pub(crate) fn find(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf
 
 /// A tool of this machine, or which Debian package has it.
 pub(crate) fn tool(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+    locate(name)
+        .ok_or_else(|| Failure::new(format!("`{name}` is not installed"), format!("apt-get install {package}")).into())
+}
+
+fn locate(name: &str) -> Option<PathBuf> {
     // `sudo` and root's shell may leave these out.
     let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin";
-    find(name, std::env::var_os("PATH").as_deref())
-        .or_else(|| find(name, Some(usual.as_ref())))
-        .ok_or_else(|| Failure::new(format!("`{name}` is not installed"), format!("apt-get install {package}")).into())
+    find(name, std::env::var_os("PATH").as_deref()).or_else(|| find(name, Some(usual.as_ref())))
 }
 
 /// Whether `NAME version` begins with the wanted one (`Consul v1.22.2`). Of plugins the first is asked.
