@@ -10,6 +10,9 @@ CARGO_TARGET_DIR ?= $(cache)/target
 override CARGO_TARGET_DIR := $(abspath $(CARGO_TARGET_DIR))
 export CARGO_TARGET_DIR
 
+# Where rustup puts cargo, also if it was installed a moment ago: by `make setup`.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
 programs := controller agent lab
 # `dev`: the programs that the tests build anyway, unoptimised.
 PROFILE ?= release
