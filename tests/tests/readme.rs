@@ -1,6 +1,7 @@
 //! The README and the manual are true: their commands are run as a newcomer runs them, in a fresh copy of what is committed
 //! with an empty home folder, and end in a real Consul cluster. PROFILE says by which programs.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -118,21 +119,26 @@ impl Drop for Newcomer {
     }
 }
 
-/// What git knows of, as it lies here: a file that somebody forgot to add is missing here, too. With their times, by which Cargo sees
-/// what has changed.
+/// What git knows of, as it lies here: a file that somebody forgot to add is missing here, too. Files and folders with their times, by which
+/// Cargo sees what has changed.
 fn copy_all(clone: &Path) {
     let list =
         run(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]).current_dir(root()), LIMIT).ok();
+    let mut folders = BTreeSet::new();
     for file in list.out.split('\0').filter(|file| root().join(file).is_file()) {
         let (from, to) = (root().join(file), clone.join(file));
         std::fs::create_dir_all(to.parent().expect("it lies in the clone")).expect("a folder");
-        let copy = || -> std::io::Result<()> {
-            std::fs::copy(&from, &to)?;
-            let time = std::fs::metadata(&from)?.modified()?;
-            std::fs::File::options().append(true).open(&to)?.set_modified(time)
-        };
-        copy().unwrap_or_else(|error| panic!("cannot copy {file}: {error}"));
+        let copy = std::fs::copy(&from, &to).and_then(|_| same_time(&from, &to));
+        copy.unwrap_or_else(|error| panic!("cannot copy {file}: {error}"));
+        folders.extend(Path::new(file).ancestors().skip(1));
     }
+    for folder in folders {
+        same_time(&root().join(folder), &clone.join(folder)).expect("a folder's time");
+    }
+}
+
+fn same_time(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::File::open(to)?.set_modified(std::fs::metadata(from)?.modified()?)
 }
 
 /// A process for whom the clone stands where the checkout is: Cargo, which tells packages apart by their paths, knows what was built
