@@ -117,7 +117,7 @@ impl client::Handler for Handler {
 }
 
 /// It answers no probe, or takes nothing for as long.
-pub(super) const SILENT: &str = "the host stopped answering (keepalive)";
+const SILENT: &str = "the host stopped answering (keepalive)";
 
 /// A library error in the words of somebody who watches a host.
 pub(super) fn describe(error: &russh::Error) -> String {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::sshd::Sshd;
-use crate::ssh::handler::SILENT;
 use crate::ssh::{Exit, Session, SshError, Transport};
 
 #[tokio::test]
@@ -112,6 +111,8 @@ fn signal_children(pid: u32, name: &str) {
         let _ = std::process::Command::new("kill").args([name, &pid.to_string()]).output();
     }
 }
+
+const SILENT: &str = "the host stopped answering (keepalive)";
 
 /// A session that probes twice a second.
 async fn probing(sshd: &Sshd) -> Session {
