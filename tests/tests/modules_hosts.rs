@@ -123,3 +123,31 @@ fn role_base_prepares_a_host_and_takes_back_what_is_no_longer_asked_for() {
     }
     hosts.root(0, "test ! -e /etc/security/limits.d/60-rollcall.conf").ok();
 }
+
+/// systemd starts this unit three times in ten minutes, and no more by itself. A new configuration that crashes spends all of them.
+#[test]
+fn a_limit_of_starts_keeps_no_service_down() {
+    let hosts = Lab::shared().borrow(1, "");
+    let play = r#"
+- hosts: all
+  become: true
+  tasks:
+    - systemd_unit:
+        name: crashing.service
+        sections:
+          Unit: {StartLimitBurst: 3, StartLimitIntervalSec: 600}
+          Service: {ExecStart: "/bin/sh -c 'grep good /srv/crashing && exec sleep infinity'", Restart: on-failure, RestartSec: 50ms}
+    - copy: {content: "{{ setting }}", dest: /srv/crashing, mode: "0644"}
+      notify: restart
+  handlers:
+    - name: restart
+      service: {name: crashing, state: restarted}
+"#;
+    let project = project(&hosts, play);
+    let run = |setting: &str| project.controller(["run", "site.yaml", "-e", &format!("setting={setting}")]);
+    for setting in ["good1", "good2", "good3", "good4", "good5"] {
+        run(setting).ok();
+    }
+    run("bad").ends(4).says("crashing.service did not stay up").says("restored");
+    assert_eq!(hosts.root(0, "systemctl is-active crashing; cat /srv/crashing").ok().text(), "active\ngood5");
+}

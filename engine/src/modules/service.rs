@@ -21,7 +21,8 @@ args! {
     pub struct Args {
         /// The unit; without a suffix `.service` is meant. Not needed for `daemon_reload` alone.
         name ["service", "unit"]: Option<String>;
-        /// `started` and `stopped` do nothing where it is so; `restarted` always restarts; `reloaded` reloads, or starts.
+        /// `started` and `stopped` do nothing where it is so; `restarted` always restarts; `reloaded` reloads, or starts. A unit
+        /// is started also where systemd would refuse it, because it was started too often (`StartLimitBurst`).
         state []: Option<State>;
         /// Whether it starts with the machine.
         enabled []: Option<bool>;
@@ -342,6 +343,13 @@ fn act(host: &mut dyn Write, action: Action, name: &str, after: &Unit) -> Result
             effects.push(Effect::Unit(name.to_owned(), after.clone()));
         }
         return run(host, &Command::new(["systemctl", "daemon-reload"]), &effects);
+    }
+    if matches!(action, Action::Start | Action::Restart) {
+        // systemd refuses to start a unit too often (`StartLimitBurst`), which ends loops of crashes. It would also leave one down
+        // whose old file is put back after such a loop, or whose configuration changes a few times in a minute: nothing
+        // that it says of the unit tells the one from the other. It may not know the unit yet, which is no reason to fail.
+        let forget = Command::new(["systemctl", "reset-failed", "--", name]);
+        host.run(&forget, &[Effect::Other])?;
     }
     let command = Command::new(["systemctl", action.verb(), "--", name]);
     run(host, &command, &[Effect::Unit(name.to_owned(), after.clone())]).map_err(|failure| {

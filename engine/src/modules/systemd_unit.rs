@@ -368,11 +368,16 @@ mod tests {
         assert_eq!(fake.attrs[Path::new("/etc/systemd/system/consul.service")].mode, Some(0o644));
         assert_eq!(
             fake.ran,
-            ["systemctl daemon-reload", "systemctl enable -- consul.service", "systemctl start -- consul.service"]
+            [
+                "systemctl daemon-reload",
+                "systemctl enable -- consul.service",
+                "systemctl reset-failed -- consul.service",
+                "systemctl start -- consul.service"
+            ]
         );
         converges(&mut fake, "systemd_unit", json!({"name": "consul", "state": "absent"}));
         assert_eq!(
-            fake.ran[3..],
+            fake.ran[4..],
             ["systemctl stop -- consul.service", "systemctl disable -- consul.service", "systemctl daemon-reload"]
         );
     }
