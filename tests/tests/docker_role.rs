@@ -160,7 +160,11 @@ fn containers_outlive_every_change_of_their_engine() {
         assert_eq!(hosts.hosts.read(0, "/etc/docker/daemon.json"), file);
         assert_eq!(hosts.pids(), second);
     };
-    refused("docker_bip: 172.30.0.1/16\n", &["a change of bip would end the 1 containers", "docker_may_interrupt"], 4);
+    refused(
+        "docker_bip: 172.30.0.1/16\n",
+        &["a change of bip would end the 1 containers that run on this host: drain it first", "docker_may_interrupt"],
+        4,
+    );
     refused("docker_live_restore: false\ndocker_config: {mtu: 1400}\n", &["without live-restore"], 4);
     refused("docker_bip: nonsense\n", &["docker_bip is 'nonsense'"], 3);
     refused("docker_config: {live-restore: false}\n", &["docker_config sets live-restore", "docker_live_restore"], 3);

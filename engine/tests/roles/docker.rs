@@ -64,7 +64,7 @@ fn what_would_end_containers_is_refused() {
     let runs = ("docker__containers", json!({"stdout": "0123456789ab\nba9876543210\n"}));
     let bridge = ("docker_bip", json!("172.20.0.1/16"));
     let said = refused(&[bridge.clone(), runs.clone()]).unwrap();
-    assert!(said.contains("a change of bip would end the 2 containers"), "{said}");
+    assert!(said.contains("a change of bip would end the 2 containers that run on this host: drain"), "{said}");
     assert_eq!(refused(std::slice::from_ref(&bridge)), None, "nothing runs");
     assert_eq!(refused(&[bridge, runs.clone(), ("docker_may_interrupt", json!(true))]), None);
     assert_eq!(refused(&[runs.clone(), ("docker_log_max_files", json!(9))]), None);
