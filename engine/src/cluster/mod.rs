@@ -28,6 +28,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// For one request.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// A server that has found its leader may not have read yet what tokens there are. When it knows none for this long, there is none.
+const UNKNOWN: Duration = Duration::from_secs(3);
+
 /// What a gate asks.
 #[derive(Clone, Debug)]
 pub struct Question {
@@ -153,12 +156,13 @@ pub fn wait_healthy(
     let client = client(question.ca.as_deref()).map_err(NotWhole::Broken)?;
     let deadline = Instant::now() + question.timeout;
     let mut whole_since: Option<Instant> = None;
+    let mut unknown_since = None;
     let mut said = Missing::from(String::new());
     loop {
         if let Some(why) = stopped() {
             return Err(NotWhole::Stopped(why));
         }
-        match runtime.block_on(look(&client, gate, question)) {
+        match runtime.block_on(look(&client, gate, question, &mut unknown_since)) {
             Ok(()) => {
                 let since = *whole_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= SETTLE {
@@ -201,7 +205,14 @@ fn client(ca: Option<&[u8]>) -> Result<reqwest::Client, String> {
         .map_err(|e| format!("cannot make an HTTP client: {e}"))
 }
 
-async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Result<(), Missing> {
+/// One look. `unknown_since` is for the next one: since when the server knows a leader, and none of the tokens.
+async fn look(
+    client: &reqwest::Client,
+    gate: Gate,
+    question: &Question,
+    unknown_since: &mut Option<Instant>,
+) -> Result<(), Missing> {
+    let before = unknown_since.take();
     let look = async |token: Option<&Secret>| look_with(client, gate, question, token).await;
     // Nomad says the same of a token that it does not know and of one without the right.
     let denies = |kind: Option<Kind>| gate == Gate::Nomad && kind == Some(Kind::Denied);
@@ -217,9 +228,13 @@ async fn look(client: &reqwest::Client, gate: Gate, question: &Question) -> Resu
             answer => return answer,
         }
     }
-    // A server that has just started knows no token before it knows a leader: whoever asks it without one would be told that he may not.
+    // A server that has just started knows no token: whoever asks it without one would be told that he may not.
     if unknown {
         has_leader(client, gate, question).await?;
+        let since = *unknown_since.insert(before.unwrap_or_else(Instant::now));
+        if since.elapsed() < UNKNOWN {
+            return Err("this server knows none of the tokens yet".to_owned().into());
+        }
     }
     match look(None).await {
         Err(missing) if denies(missing.kind) => {
@@ -387,10 +402,21 @@ mod tests {
 
     /// Looks once with two tokens at a server that gives these answers; its requests, and what the look found.
     fn looked(gate: Gate, answers: &[String]) -> (Vec<String>, Result<(), Missing>) {
+        looked_again(gate, None, answers)
+    }
+
+    /// The same, of a server that has not known the tokens for a while.
+    fn looked_again(
+        gate: Gate,
+        unknown_for: Option<Duration>,
+        answers: &[String],
+    ) -> (Vec<String>, Result<(), Missing>) {
         let server = http::tests::Server::new(answers.iter());
         let tokens = vec![Secret::new("own"), Secret::new("management")];
         let question = Question { url: server.url(""), timeout: Duration::ZERO, voters: Some(3), tokens, ca: None };
-        let found = http::block_on(async { look(&client(None).unwrap(), gate, &question).await }).unwrap();
+        let mut unknown = unknown_for.and_then(|time| Instant::now().checked_sub(time));
+        let found =
+            http::block_on(async { look(&client(None).unwrap(), gate, &question, &mut unknown).await }).unwrap();
         let asked = |request: &String| {
             let token = request.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
             format!("{} {}", request.split(' ').nth(1).unwrap(), token.unwrap_or("-"))
@@ -413,12 +439,19 @@ mod tests {
         );
         // While everything is allowed none need be known.
         let (leader, none) = (answer("200 OK", "\"10.0.0.1:8300\""), answer("200 OK", "\"\""));
-        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown.clone(), leader, agent, whole]);
+        let answers = [unknown.clone(), unknown.clone(), leader.clone(), agent, whole];
+        let (asked, found) = looked_again(Gate::Consul, Some(Duration::from_secs(4)), &answers);
         let without = ["/v1/status/leader -", "/v1/agent/self -", "/v1/operator/autopilot/health -"];
         assert!(found.is_ok() && asked[2..] == without, "{asked:?}");
         // A server that has just started knows none either.
-        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown, none]);
+        let (asked, found) = looked(Gate::Consul, &[unknown.clone(), unknown.clone(), none]);
         assert_eq!((found.unwrap_err().why.as_str(), asked.len()), ("there is no leader", 3));
+        for unknown_for in [None, Some(Duration::from_secs(1))] {
+            let answers = [unknown.clone(), unknown.clone(), leader.clone()];
+            let (asked, found) = looked_again(Gate::Consul, unknown_for, &answers);
+            let said = found.unwrap_err().why;
+            assert_eq!((said.as_str(), asked.len()), ("this server knows none of the tokens yet", 3));
+        }
         let (_, found) =
             looked(Gate::Consul, &[answer("403 Forbidden", "Permission denied: lacks permission 'agent:read'")]);
         assert!(found.unwrap_err().why.contains("Permission denied"));
