@@ -155,6 +155,7 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
     assert_eq!(cluster.client("systemctl show --property ActiveEnterTimestamp consul").ok().out, started);
 
     a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone(&cluster);
+    releases_change_one_by_one_and_one_that_does_not_start_is_taken_back(&cluster);
 }
 
 #[test]
@@ -292,6 +293,76 @@ fn a_server_that_does_not_come_up_is_put_back_and_the_others_are_left_alone(clus
         let tries = cluster.journal(server, "Starting consul").len();
         assert!(tries <= if restarted == [server] { 3 } else { 0 }, "{server}: {tries}");
     }
+}
+
+/// A mirror with the lab's own release of Consul and two more, which start that one's program: 1.22.98 runs, 1.22.99 does not.
+struct Releases {
+    _dir: tempfile::TempDir,
+    _server: Running,
+    url: String,
+}
+
+impl Releases {
+    fn serve(cluster: &Cluster) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        let mirror = &cluster.hosts.lab.status().mirror;
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let port = rollcall_tests::servers::free_address().port();
+        let host = mirror.trim_start_matches("http://").split(':').next().expect("an address");
+        let script = format!(
+            r#"set -eu
+            cd '{dir}'
+            release() {{
+                mkdir -p "consul/$1"
+                cd "consul/$1"
+                cat > consul
+                python3 -m zipfile -c "consul_$1_linux_{architecture}.zip" consul
+                sha256sum *.zip > "consul_$1_SHA256SUMS"
+                cd ../..
+            }}
+            said='case "$1" in version) echo "Consul vVERSION"; exit;;'
+            end='esac; exec /opt/consul/1.22.2/consul "$@"'
+            printf '#!/bin/sh\n%s %s\n' "$said" "$end" | sed s/VERSION/1.22.98/ | release 1.22.98
+            refuse='agent) echo "this release does not start"; exit 1;;'
+            printf '#!/bin/sh\n%s %s %s\n' "$said" "$refuse" "$end" | sed s/VERSION/1.22.99/ | release 1.22.99
+            exec setpriv --pdeathsig TERM python3 -m http.server --bind {host} {port}"#,
+            dir = dir.path().display()
+        );
+        let server = Running::start(&mut cluster.hosts.lab.command(["shell", "--", "sh", "-c", &script]));
+        let url = format!("http://{host}:{port}");
+        let ask = format!("curl --fail --silent --output /dev/null {url}/consul/1.22.99/consul_1.22.99_SHA256SUMS");
+        rollcall_tests::until(Duration::from_mins(1), "a mirror that answers", || cluster.client(&ask).code == 0);
+        Self { _dir: dir, _server: server, url }
+    }
+}
+
+fn releases_change_one_by_one_and_one_that_does_not_start_is_taken_back(cluster: &Cluster) {
+    let releases = Releases::serve(cluster);
+    let mirror = format!("consul_mirror={}", releases.url);
+    let change = |version: &str, more: &[&str]| {
+        cluster.configure(&format!("consul_version: {version}\n"));
+        cluster.run(["-e", &mirror].into_iter().chain(more.iter().copied()))
+    };
+    let runs = |host: usize| {
+        let line = "systemctl is-active --quiet consul && readlink /usr/local/bin/consul";
+        cluster.hosts.root(host, line).ok().text().to_owned()
+    };
+    let begun = |server: usize| cluster.journal(server, "Started consul").len();
+    cluster.journals_begin();
+
+    change("1.22.98", &["--limit", "consul_servers"]).ok();
+    let (new, old) = ("/opt/consul/1.22.98/consul", "/opt/consul/1.22.2/consul");
+    assert_eq!((0..=SERVERS).map(runs).collect::<Vec<_>>(), [new, new, new, old]);
+    assert_eq!((0..SERVERS).map(begun).collect::<Vec<_>>(), [1, 1, 1]);
+    change("1.22.98", &[]).ok();
+    assert_eq!(runs(SERVERS), new);
+    assert_eq!(change("1.22.98", &[]).ok().counted("changed"), 0);
+
+    let failed = change("1.22.99", &[]).ends(4).says("this release does not start").says("no turn");
+    assert_eq!((0..=SERVERS).map(runs).collect::<Vec<_>>(), [new; 4], "{}", failed.report());
+    let untouched = (0..SERVERS).filter(|server| begun(*server) == 1).count();
+    assert_eq!(untouched, SERVERS - 1, "{}", failed.report());
+    assert_eq!(change("1.22.98", &[]).ok().counted("changed"), 0);
 }
 
 #[test]
