@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rollcall_engine::pki::Holder;
 use rollcall_engine::secrets::grants::Product;
-use rollcall_tests::{Aged, Borrowed, Lab, Project, Said};
+use rollcall_tests::{Aged, Borrowed, Lab, Project, Said, until};
 
 /// Hosts of a cluster: the servers first, then one client.
 struct Ground {
@@ -211,7 +211,8 @@ fn agents_of_consul_talk_with_certificates_only() {
     let address = ground.hosts.host(0).address.clone();
     let plain = format!("exec 3<> /dev/tcp/{address}/8300; printf '\\0' >&3; timeout 5 cat <&3");
     ground.hosts.root(3, &format!("bash -c \"{plain}\"")).ok();
-    ground.hosts.root(0, "journalctl --unit consul | grep 'Non-TLS connection attempted'").ok();
+    let told = "journalctl --unit consul | grep 'Non-TLS connection attempted'";
+    until(Duration::from_secs(20), "a line in Consul's journal", || ground.hosts.root(0, told).code == 0);
     let bare = format!(
         "(sleep 2) | timeout 10 openssl s_client -connect {address}:8300 -alpn consul/rpc-single -CAfile /etc/consul.d/tls/ca.pem 2>&1"
     );

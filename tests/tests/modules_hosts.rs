@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rollcall_tests::{Borrowed, Lab, Project};
+use rollcall_tests::{Borrowed, Lab, Project, until};
 
 const LIMIT: Duration = Duration::from_mins(3);
 
@@ -108,9 +108,9 @@ fn role_base_prepares_a_host_and_takes_back_what_is_no_longer_asked_for() {
     settles(&project, &["-e", "base_journal_max_use=78M"]);
     let again = hosts.root(0, "systemctl show --property ActiveEnterTimestampMonotonic systemd-journald").ok().out;
     assert_ne!(started, again, "journald reads its settings when it starts");
-    hosts
-        .root(0, "logger --tag probe 'after the restart'; sleep 1; journalctl --identifier probe | grep --quiet after")
-        .ok();
+    hosts.root(0, "logger --tag probe 'after the restart'").ok();
+    let kept = "journalctl --identifier probe | grep --quiet after";
+    until(Duration::from_secs(20), "a line in the journal", || hosts.root(0, kept).code == 0);
 
     let logs = "[{paths: [/var/log/probe.log], rotate: 3}]";
     project.controller(["run", "site.yaml", "-e", "base_sysctl=3"]).ends(3).says("are mappings");

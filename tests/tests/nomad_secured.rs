@@ -200,7 +200,8 @@ fn nobody_learns_anything_without(cluster: &Cluster, management: &str, own: &str
     // Without a certificate nobody gets to speak RPC; in the clear neither.
     let plain = format!("exec 3<> /dev/tcp/{address}/4647; printf '\\001' >&3; timeout 5 cat <&3");
     cluster.hosts.root(CLIENT, &format!("bash -c \"{plain}\"")).ok();
-    cluster.hosts.root(0, "journalctl --unit nomad | grep 'non-TLS connection attempted'").ok();
+    let told = "journalctl --unit nomad | grep 'non-TLS connection attempted'";
+    until(Duration::from_secs(20), "a line in Nomad's journal", || cluster.hosts.root(0, told).code == 0);
     cluster.hosts.root(0, "test -s /var/lib/nomad/server/serf.keyring").ok();
 
     // Where the tokens are: in no file of any host; and the search finds what is there.
