@@ -108,8 +108,10 @@ impl<W: Write> Plain<W> {
         self.line(
             &self.style.bold(&format!("RECAP ({:.1} s)", std::time::Duration::from_millis(millis).as_secs_f64())),
         );
-        let width = hosts.keys().map(String::len).max().unwrap_or(0);
-        for (host, c) in hosts {
+        // Of a large fleet, a run under a limit has little to say: hosts that had nothing to do are counted only.
+        let told = || hosts.iter().filter(|(_, counts)| **counts != Counts::default());
+        let width = told().map(|(host, _)| host.len()).max().unwrap_or(0);
+        for (host, c) in told() {
             let mut text = format!(
                 "{host:width$} : ok={:<3} changed={:<3} failed={:<2} unreachable={}",
                 c.ok, c.changed, c.failed, c.unreachable
@@ -131,6 +133,11 @@ impl<W: Write> Plain<W> {
                 _ => self.style.good(&text),
             };
             self.line(&text);
+        }
+        let (idle, some) = (hosts.len() - told().count(), if width == 0 { "" } else { " more" });
+        if idle > 0 {
+            let plural = if idle == 1 { "" } else { "s" };
+            self.line(&self.style.dim(&format!("{idle}{some} host{plural} had no task")));
         }
     }
 }
@@ -224,5 +231,32 @@ pub(crate) fn few(hosts: &[String]) -> String {
         [] => "no host".into(),
         hosts if hosts.len() <= 6 => hosts.join(", "),
         hosts => format!("{} and {} more", hosts[..5].join(", "), hosts.len() - 5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recap(hosts: &[(&str, Counts)]) -> String {
+        let mut plain = Plain::new(Vec::new(), Style::plain(), Look::default(), Arc::default());
+        plain.recap(&hosts.iter().map(|(host, counts)| ((*host).to_owned(), *counts)).collect(), 1500, None);
+        String::from_utf8(plain.out).unwrap()
+    }
+
+    #[test]
+    fn the_recap_counts_hosts_that_had_no_task() {
+        let idle = Counts::default();
+        let done = Counts { ok: 12, changed: 3, ..idle };
+        let lost = Counts { unreachable: 1, ..idle };
+        let hosts = [("consul-1", done), ("jump", idle), ("nomad-10", idle), ("c2", lost)];
+        assert_eq!(
+            recap(&hosts),
+            "RECAP (1.5 s)\nconsul-1 : ok=12  changed=3   failed=0  unreachable=0\n\
+             c2       : ok=0   changed=0   failed=0  unreachable=1\n2 more hosts had no task\n"
+        );
+        assert_eq!(recap(&hosts[1..2]), "RECAP (1.5 s)\n1 host had no task\n");
+        assert!(recap(&hosts[..2]).ends_with("\n1 more host had no task\n"));
+        assert!(!recap(&hosts[..1]).contains("no task"));
     }
 }
