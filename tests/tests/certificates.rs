@@ -235,9 +235,10 @@ fn agents_of_consul_talk_with_certificates_only() {
     let renewed = ground.consul(&[]).ok();
     assert_eq!(renewed.counted("changed"), 8, "the certificate and the reload, each: {}", renewed.report());
     assert_eq!(ground.all(process), before);
-    std::thread::sleep(Duration::from_secs(2));
+    until(Duration::from_secs(20), "new certificates on every host", || {
+        old.iter().zip(&ground.all(served)).all(|(old, new)| old != new)
+    });
     let new = ground.all(served);
-    assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
     assert_eq!(new, ground.all("openssl x509 -in /etc/consul.d/tls/cert.pem -noout -serial"));
     // A store without this cluster's authority: the agents keep the certificates by which they talk.
     let links = ground.all("readlink /etc/consul.d/tls");
@@ -247,7 +248,8 @@ fn agents_of_consul_talk_with_certificates_only() {
         ground.project.shell(&line.replace("$0", &rollcall_tests::program("controller").display().to_string())).ok();
     said.says("is in use, and is of another authority").says("controller ca show").says("ended 4");
     assert_eq!(ground.all("readlink /etc/consul.d/tls"), links);
-    ground.hosts.root(0, "consul kv put a b && consul operator autopilot state | grep -i 'healthy.*true'").ok();
+    let healthy = "consul kv put a b && consul operator autopilot state | grep -i 'healthy.*true'";
+    until(Duration::from_mins(1), "healthy servers", || ground.hosts.root(0, healthy).code == 0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Lab, Project, Running, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Running, Said, until};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -126,8 +126,11 @@ fn a_cluster_forms_and_a_second_run_changes_nothing() {
         1,
         "{members}"
     );
-    let health: Value = cluster.client("curl --silent http://127.0.0.1:8500/v1/operator/autopilot/health").ok().json();
-    assert_eq!((&health["Healthy"], &health["FailureTolerance"]), (&Value::from(true), &Value::from(1)), "{health}");
+    // Consul takes a new server for stable after ten seconds.
+    until(Duration::from_mins(1), "three healthy voters", || {
+        let health = cluster.client("curl --silent http://127.0.0.1:8500/v1/operator/autopilot/health").ok().json();
+        (&health["Healthy"], &health["FailureTolerance"]) == (&Value::from(true), &Value::from(1))
+    });
     cluster.client("resolvectl query consul.service.consul").ok().says(&cluster.hosts.host(0).address);
     let modes =
         "stat --format '%n %a %U:%G' /etc/consul.d /etc/consul.d/consul.json /var/lib/consul /opt/consul/*/consul";
@@ -331,7 +334,7 @@ impl Releases {
         let server = Running::start(&mut cluster.hosts.lab.command(["shell", "--", "sh", "-c", &script]));
         let url = format!("http://{host}:{port}");
         let ask = format!("curl --fail --silent --output /dev/null {url}/consul/1.22.99/consul_1.22.99_SHA256SUMS");
-        rollcall_tests::until(Duration::from_mins(1), "a mirror that answers", || cluster.client(&ask).code == 0);
+        until(Duration::from_mins(1), "a mirror that answers", || cluster.client(&ask).code == 0);
         Self { _dir: dir, _server: server, url }
     }
 }

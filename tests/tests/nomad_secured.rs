@@ -327,14 +327,16 @@ fn what_ends_soon_is_renewed(cluster: &Cluster, management: &str) {
             let aged = sign(&cluster.project, &holder).install("/etc/nomad.d/tls");
             cluster.hosts.root(host, &format!("{aged}systemctl reload nomad")).ok();
         }
-        std::thread::sleep(Duration::from_secs(3));
-        let old = cluster.all(served);
-        assert_eq!(old, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"), "they use it");
+        let given = cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial");
+        until(Duration::from_secs(20), "agents that use it", || cluster.all(served) == given);
+        let old = given;
         let renewed = cluster.run(&[]).ok().says(why);
         // The certificate and the reload, on each. While nobody leads, what is to be done there waits.
         assert_eq!(renewed.counted("changed"), 2 * ALL as u64, "{}", renewed.report());
+        until(Duration::from_secs(20), "new certificates on every host", || {
+            old.iter().zip(&cluster.all(served)).all(|(old, new)| old != new)
+        });
         let new = cluster.all(served);
-        assert!(old.iter().zip(&new).all(|(old, new)| old != new), "{old:?} {new:?}");
         assert_eq!(new, cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial"));
         cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -checkend 20000000");
         cluster.is_whole(management);
