@@ -308,10 +308,9 @@ struct Releases {
 impl Releases {
     fn serve(cluster: &Cluster) -> Self {
         let dir = tempfile::tempdir().expect("a folder can be made");
-        let mirror = &cluster.hosts.lab.status().mirror;
+        let gateway = cluster.hosts.lab.status().gateway;
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let port = rollcall_tests::servers::free_address().port();
-        let host = mirror.trim_start_matches("http://").split(':').next().expect("an address");
         let script = format!(
             r#"set -eu
             cd '{dir}'
@@ -328,11 +327,11 @@ impl Releases {
             printf '#!/bin/sh\n%s %s\n' "$said" "$end" | sed s/VERSION/1.22.98/ | release 1.22.98
             refuse='agent) echo "this release does not start"; exit 1;;'
             printf '#!/bin/sh\n%s %s %s\n' "$said" "$refuse" "$end" | sed s/VERSION/1.22.99/ | release 1.22.99
-            exec setpriv --pdeathsig TERM python3 -m http.server --bind {host} {port}"#,
+            exec setpriv --pdeathsig TERM python3 -m http.server --bind {gateway} {port}"#,
             dir = dir.path().display()
         );
         let server = Running::start(&mut cluster.hosts.lab.command(["shell", "--", "sh", "-c", &script]));
-        let url = format!("http://{host}:{port}");
+        let url = format!("http://{gateway}:{port}");
         let ask = format!("curl --fail --silent --output /dev/null {url}/consul/1.22.99/consul_1.22.99_SHA256SUMS");
         until(Duration::from_mins(1), "a mirror that answers", || cluster.client(&ask).code == 0);
         Self { _dir: dir, _server: server, url }

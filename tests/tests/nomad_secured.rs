@@ -327,9 +327,8 @@ fn what_ends_soon_is_renewed(cluster: &Cluster, management: &str) {
             let aged = sign(&cluster.project, &holder).install("/etc/nomad.d/tls");
             cluster.hosts.root(host, &format!("{aged}systemctl reload nomad")).ok();
         }
-        let given = cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial");
-        until(Duration::from_secs(20), "agents that use it", || cluster.all(served) == given);
-        let old = given;
+        let old = cluster.all("openssl x509 -in /etc/nomad.d/tls/cert.pem -noout -serial");
+        until(Duration::from_secs(20), "agents that use it", || cluster.all(served) == old);
         let renewed = cluster.run(&[]).ok().says(why);
         // The certificate and the reload, on each. While nobody leads, what is to be done there waits.
         assert_eq!(renewed.counted("changed"), 2 * ALL as u64, "{}", renewed.report());

@@ -134,10 +134,11 @@ impl<W: Write> Plain<W> {
             };
             self.line(&text);
         }
-        let (idle, some) = (hosts.len() - told().count(), if width == 0 { "" } else { " more" });
+        let idle = hosts.len() - told().count();
         if idle > 0 {
+            let more = if idle == hosts.len() { "" } else { " more" };
             let plural = if idle == 1 { "" } else { "s" };
-            self.line(&self.style.dim(&format!("{idle}{some} host{plural} had no task")));
+            self.line(&self.style.dim(&format!("{idle}{more} host{plural} had no task")));
         }
     }
 }
