@@ -366,6 +366,23 @@ fn other_users_secrets_and_check_mode_per_task() {
     ground.hosts.root(0, &format!("! journalctl --no-pager | grep --quiet {secret}")).ok();
 }
 
+/// `-e name=value` gives text.
+#[test]
+fn words_for_true_and_false_count_as_such_wherever_they_come_from() {
+    let ground = Ground::new(1);
+    let site = "- hosts: all\n  tasks:\n    - command: 'false'\n      ignore_errors: \"{{ whether }}\"\n    - say: $(id -un)\n    \
+                - copy: {src: /srv/log, dest: /srv/copy, remote_src: \"{{ whether }}\"}\n    - say: $(cat /srv/copy) again\n";
+    let log = ground.run_with(site, &["-e", "ansible_become=yes", "-e", "whether=True"], 0);
+    assert_eq!(log, "root\nroot again\n");
+    assert_eq!(ground.run_with(site, &["-e", "ansible_become=yes", "-e", "whether=no"], 4), "");
+    ground.refuses(
+        site,
+        &["-e", "ansible_become=maybe", "-e", "whether=no"],
+        5,
+        &["'ansible_become' must be true or false"],
+    );
+}
+
 #[test]
 fn batches_delegation_and_limits_of_failure() {
     let ground = Ground::new(3);

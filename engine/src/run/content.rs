@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, FileId, Span, nearest},
-    modules::{Base64, Content, Failure, Outcome, TreeEntry},
+    modules::{Base64, Content, Failure, FromArg as _, Outcome, TreeEntry},
     node::Node,
     playbook::model::{Action, Bundle, Item, Play, RoleChoice, SearchKind, Task},
     template::{self, EvalError, TemplateKind, TemplateSource},
@@ -26,8 +26,7 @@ impl Runner<'_> {
         task: &Task,
         args: &Map<String, Value>,
     ) -> Result<Option<Content>, EvalError> {
-        let remote =
-            args.get("remote_src").is_some_and(|v| matches!(v, Value::Bool(true)) || v == "yes" || v == "true");
+        let remote = args.get("remote_src").is_some_and(|v| bool::from_arg(v).unwrap_or(false));
         let Some(src) = args.get("src").and_then(Value::as_str).filter(|_| !remote) else { return Ok(None) };
         let bundle = Arc::clone(&self.context.bundle);
         let search = bundle.search(task.role, play.span, SearchKind::Files);

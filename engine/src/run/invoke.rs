@@ -13,7 +13,7 @@ use super::{
 use crate::{
     diag::{Diagnostic, Span},
     host::limited::Limited,
-    modules::{self, Cx, Diff, Failure, Invocation, Needs, Plan},
+    modules::{self, Cx, Diff, Failure, FromArg as _, Invocation, Needs, Plan},
     node::{Kind, Node},
     playbook::model::{Expr, Play, Task},
     protocol::{Answer, Ask, Call, Reply},
@@ -98,14 +98,8 @@ impl Runner<'_> {
         let becomes = match task.become_.enabled {
             Some(enabled) => enabled,
             None => match variable(scope, "ansible_become")? {
-                Some(Value::Bool(b)) => b,
-                Some(other) => {
-                    return Err(Diagnostic::error(
-                        task.span,
-                        format!("ansible_become must be true or false, this is {other}"),
-                    )
-                    .into());
-                }
+                Some(value) => bool::from_arg(&value)
+                    .map_err(|why| Diagnostic::error(task.span, format!("ansible_become: {why}")))?,
                 None => init.become_default,
             },
         };

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, Span},
-    modules::{Failure, Outcome},
+    modules::{Failure, FromArg as _, Outcome},
     node::Node,
     playbook::model::{Action, Expr, Loop, Play, Task},
     protocol::{Ask, EventKind, Status, TaskResult},
@@ -189,10 +189,8 @@ impl Runner<'_> {
     }
 
     fn ignores(task: &Task, scope: &Scope) -> bool {
-        match task.ignore_errors.as_ref().map(|node| template::render(node, scope)) {
-            Some(Ok(Value::Bool(b))) => b,
-            _ => false,
-        }
+        let said = task.ignore_errors.as_ref().and_then(|node| template::render(node, scope).ok());
+        said.is_some_and(|value| bool::from_arg(&value).unwrap_or(false))
     }
 
     /// All items of a loop.
