@@ -386,6 +386,10 @@ fn a_gate_that_does_not_open_leaves_every_server_as_it_was() {
         cluster.hosts.root(server, "/usr/local/lib/rollcall/agent-* status").ok().says("owed      nothing");
     }
     // When the cluster is whole again, the next run finds the change and makes it, once on each.
+    // As the message says: ungated, on the one that is meant.
+    failed.says("`-e rollcall_gate=false` runs the handler ungated");
+    cluster.run(["--limit", cluster.hosts.name(0), "-e", "rollcall_gate=false"]).ok();
+    assert!(config(0).contains("500"));
     cluster.hosts.lab.lab(["start", cluster.hosts.name(lost)]).ok();
     cluster.configure(&change.replace("gate_timeout: 6", "gate_timeout: 120"));
     cluster.run(["--limit", "consul_servers"]).ok();

@@ -22,8 +22,11 @@ impl Runner<'_> {
     /// Asks the cluster, where the handler has a gate.
     pub(super) fn gate(&self, handler: &Handler, scope: &Scope, when: &str) -> Result<(), Closed> {
         let Some(gate) = handler.gate else { return Ok(()) };
+        if !wanted(scope).map_err(Closed::Refused)? {
+            return Ok(());
+        }
         let asked = cluster_question(&self.context.init.cluster, gate, scope);
-        let Some(asked) = asked.map_err(|error| Closed::Refused(failed(error)))? else { return Ok(()) };
+        let asked = asked.map_err(|error| Closed::Refused(failed(error)))?;
         let tokens = self.gate_tokens(gate, scope).map_err(Closed::Refused)?;
         let ca = self.gate_authority(gate, scope).map_err(Closed::Refused)?;
         let asked = cluster::Question { tokens, ca, ..asked };
@@ -110,7 +113,7 @@ fn given<T: FromArg>(variable: &str, scope: &Scope) -> Result<Option<T>, Failure
     T::from_arg(&value).map(Some).map_err(|why| Failure::new(format!("{variable}: {why}")))
 }
 
-fn failed(error: EvalError) -> Failure {
+pub(super) fn failed(error: EvalError) -> Failure {
     match error {
         EvalError::Wrong(diagnostic) => failure_of(&diagnostic),
         EvalError::Unknown(why) => Failure::new(why),
@@ -130,17 +133,16 @@ pub(super) fn variables(gate: Gate, scope: &Scope) -> Map<String, Value> {
     [url, tokens, ca, TIMEOUT].into_iter().filter_map(of).collect()
 }
 
-/// What the gate asks, from the variables; `None` where `rollcall_gate` is false.
-fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option<cluster::Question>, EvalError> {
-    let var = |name: &str| match scope.get(name) {
-        None => Ok(None),
-        Some(var) => template::eval(name, var.origin, scope).map(Some),
-    };
-    if matches!(var("rollcall_gate")?, Some(Value::Bool(false))) {
-        return Ok(None);
-    }
+/// Whether handlers heed their gates, and who goes first: `rollcall_gate` is not false.
+pub(super) fn wanted(scope: &Scope) -> Result<bool, Failure> {
+    given("rollcall_gate", scope).map(|wanted| wanted.unwrap_or(true))
+}
+
+/// What the gate asks, from the variables.
+fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<cluster::Question, EvalError> {
     let Names { url, default, servers, .. } = names(gate);
-    let url = var(url)?.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_else(|| default.to_owned());
+    let url = scope.get(url).map(|var| template::eval(url, var.origin, scope)).transpose()?;
+    let url = url.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_else(|| default.to_owned());
     let timeout = match scope.get(TIMEOUT) {
         Some(v) => {
             let node = crate::node::Node::from_value(&json!("{{ gate_timeout }}"), v.origin);
@@ -149,7 +151,7 @@ fn cluster_question(cluster: &Value, gate: Gate, scope: &Scope) -> Result<Option
         None => GATE_TIMEOUT,
     };
     let voters = cluster.get(servers).and_then(Value::as_array).map(Vec::len).filter(|n| *n > 0);
-    Ok(Some(cluster::Question { url, timeout, voters, tokens: Vec::new(), ca: None }))
+    Ok(cluster::Question { url, timeout, voters, tokens: Vec::new(), ca: None })
 }
 
 #[cfg(test)]
@@ -175,10 +177,27 @@ mod tests {
         assert_eq!(Value::Object(kept.clone()), wanted);
         // As a task of another play has them.
         let other: Vars = kept.into_iter().map(|(name, value)| (name, Var::data(value, Layer::Task))).collect();
-        let asked =
-            cluster_question(&json!({"nomad_servers": [1, 2, 3]}), Gate::Nomad, &Scope::of(other)).unwrap().unwrap();
+        let asked = cluster_question(&json!({"nomad_servers": [1, 2, 3]}), Gate::Nomad, &Scope::of(other)).unwrap();
         assert_eq!((asked.url.as_str(), asked.voters), ("https://127.0.0.1:4646", Some(3)));
-        let without = cluster_question(&Value::Null, Gate::Nomad, &Scope::new()).unwrap().unwrap();
+        let without = cluster_question(&Value::Null, Gate::Nomad, &Scope::new()).unwrap();
         assert_eq!(without.url, "http://127.0.0.1:4646");
+    }
+
+    #[test]
+    fn a_gate_is_left_out_in_every_way_of_saying_so() {
+        let said = |value: Value| {
+            let raw = Var::raw(Node::from_value(&value, crate::diag::Span::NONE), Layer::Extra);
+            wanted(&Scope::of(Vars::from_iter([("rollcall_gate".to_owned(), raw)])))
+        };
+        // `-e rollcall_gate=false` gives text.
+        for value in [json!(false), json!("false"), json!("no"), json!("{{ 1 == 2 }}")] {
+            assert!(!said(value.clone()).unwrap(), "{value}");
+        }
+        for value in [json!(true), json!("true"), json!("yes")] {
+            assert!(said(value.clone()).unwrap(), "{value}");
+        }
+        assert!(wanted(&Scope::new()).unwrap());
+        let wrong = said(json!("flase")).unwrap_err();
+        assert!(wrong.message.starts_with("rollcall_gate: expected a boolean"), "{}", wrong.message);
     }
 }
