@@ -1,10 +1,10 @@
 //! What the manual tells of a cluster whose first token is lost, or that has lost everything, done on real servers as it is told,
-//! for Consul and for Nomad: ACLs are reset, a replaced server joins, servers without data do not begin a formed cluster anew, an empty
+//! for Consul and for Nomad: ACLs are reset, a replaced server joins, one that is left of three goes on alone, servers without data do not begin a formed cluster anew, an empty
 //! one that runs all the same is told, a stranger's too, and all that was comes back from a snapshot.
 
 use std::time::{Duration, Instant};
 
-use rollcall_tests::{Borrowed, Lab, Project, Said};
+use rollcall_tests::{Borrowed, Lab, Project, Said, until};
 use serde_json::Value;
 
 const SERVERS: usize = 3;
@@ -16,6 +16,9 @@ struct Product {
     header: &'static str,
     data: &'static str,
     raft: &'static str,
+    /// How Raft calls a server, and where it is spoken.
+    node_id: &'static str,
+    port: u16,
     reset: &'static str,
     /// What makes the API take notice of the file that resets ACLs.
     word: Option<&'static str>,
@@ -31,6 +34,8 @@ const CONSUL: Product = Product {
     header: "X-Consul-Token",
     data: "/var/lib/consul",
     raft: "/var/lib/consul/raft",
+    node_id: "/var/lib/consul/node-id",
+    port: 8300,
     reset: "/var/lib/consul/acl-bootstrap-reset",
     word: None,
     snapshot: "snapshot",
@@ -43,6 +48,8 @@ const NOMAD: Product = Product {
     header: "X-Nomad-Token",
     data: "/var/lib/nomad",
     raft: "/var/lib/nomad/server/raft",
+    node_id: "/var/lib/nomad/server/node-id",
+    port: 4647,
     reset: "/var/lib/nomad/server/acl-bootstrap-reset",
     word: Some("nomad_acl_reset=true"),
     snapshot: "operator/snapshot",
@@ -164,6 +171,7 @@ fn recovered(product: &'static Product) {
     cluster.request(0, &cluster.management(), product.write, product.read).ok();
 
     one_server_is_replaced(&cluster);
+    one_server_is_left(&cluster);
     acls_are_reset(&cluster);
 
     let management = cluster.management();
@@ -195,6 +203,31 @@ fn one_server_is_replaced(cluster: &Cluster) {
     cluster.run(&["--limit", cluster.hosts.name(1)]).ok();
     cluster.is_whole();
     cluster.has_it(1, &cluster.management());
+    cluster.is_silent();
+}
+
+/// Most are lost: the one that is left is told so, and new ones join it.
+fn one_server_is_left(cluster: &Cluster) {
+    let Product { name, raft, node_id, port, .. } = cluster.product;
+    cluster.lose(1..SERVERS);
+    let left = cluster.hosts.host(0);
+    let (management, read) = (cluster.management(), cluster.product.read);
+    until(Duration::from_mins(1), "a leader that has lost its majority", || {
+        cluster.request(0, &management, "", read).code != 0
+    });
+
+    let on_it = |words: &[&str]| {
+        cluster.project.controller(["exec", &left.name, "-b", "--"].into_iter().chain(words.iter().copied())).ok();
+    };
+    on_it(&["systemctl", "stop", name]);
+    let peers = r#"printf '[{"id": "%s", "address": "%s"}]' "$(cat NODE-ID)" "$0" > RAFT/peers.json"#;
+    on_it(&["sh", "-c", &peers.replace("NODE-ID", node_id).replace("RAFT", raft), &format!("{}:{port}", left.address)]);
+    on_it(&["systemctl", "start", name]);
+    cluster.run(&[]).ok();
+    cluster.is_whole();
+    for server in 0..SERVERS {
+        cluster.has_it(server, &management);
+    }
     cluster.is_silent();
 }
 
