@@ -179,6 +179,12 @@ impl Link for Controller {
         }
     }
 
+    fn flushed(&self, place: &[u32]) {
+        if let Err(error) = self.send(&FromAgent::Flushed { place: place.to_vec() }) {
+            self.gone(&format!("the controller does not listen any more: {error}"));
+        }
+    }
+
     fn grants(&self) -> &Arc<dyn Grants> {
         &self.making
     }

@@ -7,6 +7,7 @@ use std::{cell::Cell, fmt::Write as _, path::Path};
 use proptest::test_runner::TestRunner;
 use rollcall_engine::{
     diag::{Diagnostics, Sources},
+    node::Node,
     playbook::{
         Loaded, Loader,
         model::{Action, Bundle, Item, SearchKind, Task},
@@ -102,9 +103,10 @@ fn sections(bundle: &Bundle) -> String {
             let name = handler.task.name.as_ref().and_then(|n| n.as_str()).unwrap_or("-");
             let _ = writeln!(
                 out,
-                " handler {name} {:?} {:?} {}",
+                " handler {name} {:?} {:?} {:?} {}",
                 handler.serial,
                 handler.gate,
+                handler.after.as_ref().map(Node::to_value),
                 line(bundle, &handler.task)
             );
         }

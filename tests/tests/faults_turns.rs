@@ -37,7 +37,7 @@ const SITE: &str = r#"
       notify: restart turns
     - service: {name: turns, state: started}
     - fail: {msg: asked for}
-      when: text == 'early'
+      when: text in ['early', 'early-on-' ~ inventory_hostname]
   handlers:
     - name: restart turns
       service: {name: turns, state: restarted}
@@ -56,8 +56,20 @@ struct Turns {
 impl Turns {
     /// Two hosts whose service runs with `one`.
     fn begin() -> Self {
+        Self::with(|_| SITE.to_owned())
+    }
+
+    /// The same, where the second host's turn comes after the first one's; both could have theirs at once.
+    fn in_order() -> Self {
+        Self::with(|hosts| {
+            let first = format!("serial: 2\n      after: [\"{}\"]", hosts.name(0));
+            SITE.replace("serial: 1", &first)
+        })
+    }
+
+    fn with(site: impl Fn(&Borrowed) -> String) -> Self {
         let hosts = Lab::shared().borrow(2, "");
-        let project = Project::new(&hosts.lab, hosts.hosts()).file("site.yaml", SITE);
+        let project = Project::new(&hosts.lab, hosts.hosts()).file("site.yaml", &site(&hosts));
         project.add_settings("  keepalive: 1\n");
         let turns = Self { hosts, project };
         turns.run("one").ok();
@@ -187,4 +199,62 @@ fn a_host_whose_agent_is_killed_while_it_waits_still_owes_the_handler() {
     assert_eq!(turns.starts(second, "slow"), 0);
     turns.run("slow").ok().says("owed by an earlier run: restart turns");
     turns.finished(first, second);
+}
+
+#[test]
+fn a_turn_that_comes_after_another_hosts_waits_for_it() {
+    let turns = Turns::in_order();
+    turns.run("slow").ok();
+    let began = |host: usize| -> f64 {
+        let said = turns.hosts.root(host, "stat --format %.Y /srv/turns/began").ok();
+        said.text().parse().expect("it is a time")
+    };
+    // Each takes eight seconds.
+    assert!(began(1) - began(0) > 7.9, "{} {}", began(0), began(1));
+    // Nobody waits for a host that takes no part.
+    let second = turns.hosts.name(1).to_owned();
+    turns.project.controller(["run", "site.yaml", "-e", "text=two", "--limit", &second]).ok();
+    assert_eq!((turns.look(0), turns.look(1)), (state("slow"), state("two")));
+}
+
+#[test]
+fn there_is_no_turn_after_a_host_that_failed() {
+    let turns = Turns::in_order();
+    let (first, second) = (turns.hosts.name(0).to_owned(), turns.hosts.name(1).to_owned());
+    let comes_first = format!("no turn: {first} failed, whose handlers come first");
+    // In its handler, and before it.
+    for text in ["bad".to_owned(), format!("early-on-{first}")] {
+        let failed = turns.run(&text).ends(4).says(&comes_first);
+        for host in 0..2 {
+            assert_eq!(turns.look(host), state("one"), "{}", failed.report());
+        }
+        assert_eq!(turns.starts(1, &text), 0, "{}", failed.report());
+    }
+    // One that fails for itself holds nobody up.
+    turns.run(&format!("early-on-{second}")).ends(4);
+    assert_eq!(turns.look(0), state(&format!("early-on-{second}")));
+    // What is asked for is heeded.
+    let text = format!("text=early-on-{first}");
+    turns.project.controller(["run", "site.yaml", "-e", &text, "-e", "rollcall_gate=false"]).ends(4);
+    assert_eq!(turns.starts(1, &format!("early-on-{first}")), 1);
+}
+
+#[test]
+fn orders_that_cannot_be_kept_are_told() {
+    let turns = Turns::begin();
+    let order = |after: &str| {
+        let site = SITE.replace("serial: 1", &format!("serial: 1\n      after: {after}"));
+        turns.project.write("site.yaml", &site);
+    };
+    order("\"{{ [inventory_hostname] | map('regex_replace', '$', 'x') | list }}\"");
+    turns.run("two").ends(4).says(&format!("after: there is no host '{}x'; did you mean", turns.hosts.name(0)));
+    // Each after all others.
+    order("\"{{ ansible_play_hosts }}\"");
+    turns.run("two").ends(4).says("whose handlers come first, waits for others itself");
+    for host in 0..2 {
+        assert_eq!(turns.look(host), state("one"));
+        assert_eq!(turns.starts(host, "two"), 0);
+    }
+    order("\"{{ frist }}\"");
+    turns.run("two").ends(3).says("'frist' is undefined").says("nothing was changed");
 }

@@ -22,6 +22,7 @@ use super::{
     batches::batches,
     events::{self, Counts, RunEvent, Sink},
     meetings::Meetings,
+    order::Order,
     pack::{self, Packed},
     remote::{Bytes, Dialer, Incoming, dial},
     turns::{Once, Turns, Waiter},
@@ -85,6 +86,7 @@ pub(crate) struct Dispatcher {
     shared: Option<Packed>,
     once: Once,
     turns: Turns,
+    order: Order,
     meetings: Meetings,
     /// Hosts that wait for what others do: until their ask is answered.
     blocked: HashSet<usize>,
@@ -142,6 +144,7 @@ impl Dispatcher {
             shared,
             once: Once::default(),
             turns: Turns::default(),
+            order: Order::default(),
             meetings: Meetings::default(),
             blocked: HashSet::new(),
             delegated: HashMap::new(),
@@ -313,6 +316,7 @@ impl Dispatcher {
                 self.tell(&RunEvent::BatchStart { batch: number + 1, of, hosts: names.clone() });
             }
             self.once = Once::default();
+            self.order = Order::default();
             self.meetings = Meetings::default();
             self.blocked.clear();
             self.batch = batch;

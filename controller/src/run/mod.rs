@@ -5,6 +5,7 @@
 //! - [`remote`]: one host's connection;
 //! - [`dispatcher`]: owns the state of the run; everything that happens passes through it;
 //! - [`turns`]: what hosts wait for;
+//! - [`order`]: turns that come after those of other hosts;
 //! - [`meetings`]: where they wait for each other's results;
 //! - [`batches`]: `serial`;
 //! - [`secrets`]: who answers for secrets, and what is told without them;
@@ -14,12 +15,17 @@ pub(crate) mod batches;
 pub(crate) mod dispatcher;
 pub(crate) mod events;
 pub(crate) mod meetings;
+pub(crate) mod order;
 pub(crate) mod pack;
 pub(crate) mod remote;
 pub(crate) mod secrets;
 pub(crate) mod turns;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use rollcall_engine::{playbook::model::Bundle, secrets::issuer::Issuer, vars::Vars};
 use serde_json::Value;
@@ -39,6 +45,8 @@ pub(crate) struct Job {
     pub(crate) contents: HashMap<String, Content>,
     /// Hosts that some play addresses, in the order of the inventory.
     pub(crate) hosts: Vec<HostSpec>,
+    /// Names of all hosts of the inventory.
+    pub(crate) known: BTreeSet<String>,
     /// For each play its hosts, as indexes.
     pub(crate) play_hosts: Vec<Vec<usize>>,
     /// What templates see of other hosts, where something refers to them.

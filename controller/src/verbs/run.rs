@@ -265,6 +265,7 @@ pub(crate) fn prepare(
         bundle: Arc::new(bundle),
         contents,
         hosts,
+        known: inventory.hosts().map(|h| h.name.clone()).collect(),
         play_hosts,
         shared,
         extra,

@@ -210,6 +210,7 @@ const KEYWORDS: &[Keyword] = &[
     not_yet("poll", TASKS, "use timeout, or start a unit with systemd_unit and wait with wait_for"),
     taken("listen", &[Handler], "Further names that the handler hears."),
     taken("gate", &[Handler], "Asked between turns: `consul` or `nomad`."),
+    taken("after", &[Handler], "Names of hosts: a turn waits until their handlers have run."),
     not_yet("first_available_file", TASKS, "name the file with an expression"),
     not_yet("sudo", INHERITED, "write become: true"),
     not_yet("sudo_user", INHERITED, "write become_user"),

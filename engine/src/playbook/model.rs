@@ -167,6 +167,8 @@ pub struct Handler {
     pub serial: Option<usize>,
     /// Asked between turns.
     pub gate: Option<Gate>,
+    /// Names of hosts that go before: a turn waits until their handlers have run.
+    pub after: Option<Node>,
 }
 
 /// What a gate asks.

@@ -246,6 +246,7 @@ impl State<'_> {
             let gate = present(node, "gate").and_then(|n| self.gate(n));
             // A gate is asked between turns: without a number, one host takes its turn at a time.
             let turns = turns.or(gate.map(|_| 1));
+            let after = present(node, "after").and_then(|n| self.after(n));
             let listen = self.strings(node, "listen");
             let single = items.len() == 1;
             for item in items {
@@ -259,7 +260,8 @@ impl State<'_> {
                             .hint("nothing could notify it"),
                     );
                 }
-                self.handlers.push(Handler { task: *task, listen: listen.clone(), serial: turns, gate });
+                let after = after.clone();
+                self.handlers.push(Handler { task: *task, listen: listen.clone(), serial: turns, gate, after });
             }
         }
     }
@@ -274,6 +276,15 @@ impl State<'_> {
                 None
             }
         }
+    }
+
+    /// Names of hosts: a text, a list of texts, or an expression that gives either.
+    fn after(&mut self, node: &Node) -> Option<Node> {
+        if let Some(wrong) = node.one_or_many().into_iter().find(|name| name.as_str().is_none()) {
+            self.out.push(wrong.expected("the name of a host, or an expression that gives names of hosts"));
+            return None;
+        }
+        Some(node.clone())
     }
 
     /// A string or a list of strings under a key.

@@ -84,7 +84,7 @@ impl State<'_> {
             (false, true) => On::Handler,
             (false, false) => On::Task,
         };
-        let unknown = self.keys(on, node, if cx.handlers { &["listen", "serial", "gate"] } else { &[] });
+        let unknown = self.keys(on, node, if cx.handlers { &["listen", "serial", "gate", "after"] } else { &[] });
         let mut actions: Vec<(ActionName, Key, Node)> = Vec::new();
         let mut nobody = Vec::new();
         for (key, value) in unknown {

@@ -11,8 +11,9 @@
 //!   Blob …                   ─▶   facts, preflight: nothing is changed
 //!                            ◀─   Ready
 //!   Go (a play, a batch)     ─▶
-//!                            ◀─   Event …, Keep (what other hosts ask for), Ask (a turn, a delegated task, results of
-//!                                 other hosts, a certificate, a secret; the last one also before Ready)
+//!                            ◀─   Event …, Keep (what other hosts ask for), Flushed (what their turns wait for), Ask (a
+//!                                 turn, a delegated task, results of other hosts, a certificate, a secret; the last one
+//!                                 also before Ready)
 //!   Answer, Invoke           ─▶
 //!                            ◀─   PlayDone
 //!   Bye                      ─▶
@@ -171,6 +172,11 @@ pub enum FromAgent {
         /// What it is.
         known: Known,
     },
+    /// Handlers have run, where other hosts' turns may wait for it ([`Before`]).
+    Flushed {
+        /// Where in the play, as in [`Ask::Others`].
+        place: Vec<u32>,
+    },
     /// Something only the controller can do.
     Ask {
         /// Comes back in [`ToAgent::Answer`].
@@ -282,6 +288,8 @@ pub enum Ask {
         serial: usize,
         /// What will be asked of the cluster after it.
         gate: Option<Gate>,
+        /// Who goes first.
+        before: Option<Before>,
     },
     /// A secret, for this host.
     Secret {
@@ -308,6 +316,15 @@ pub enum Ask {
         /// The handler and its gate went well.
         ok: bool,
     },
+}
+
+/// Hosts whose handlers must have run before a turn is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// Their names.
+    pub hosts: Vec<String>,
+    /// Where in the play, as in [`Ask::Others`]: they have been there, or further on.
+    pub place: Vec<u32>,
 }
 
 /// To an [`Ask`].

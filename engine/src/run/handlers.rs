@@ -13,10 +13,10 @@ use super::{
 };
 use crate::{
     diag::{Diagnostic, nearest},
-    modules::{self, Failure, Invocation, Needs},
+    modules::{self, Failure, FromArg, Invocation, Needs},
     playbook::model::{Action, Become, Gate, Handler, Play, RoleId, Task},
-    protocol::{Answer, Ask, EventKind},
-    template::EvalError,
+    protocol::{Answer, Ask, Before, EventKind},
+    template::{self, EvalError},
     vars::{Layer, Scope, Var},
 };
 
@@ -220,7 +220,12 @@ impl Runner<'_> {
             }
             tried.push(key);
         }
-        if due == Due::All { self.pay_foreign() } else { Flow::Next }
+        let flow = if due == Due::All { self.pay_foreign() } else { Flow::Next };
+        let awaited = !self.context.init.check && play.handlers.iter().any(|h| h.after.is_some());
+        if awaited && matches!(flow, Flow::Next) {
+            self.link.flushed(self.state.others.place());
+        }
+        flow
     }
 
     fn pay(&mut self, play: &Play, handler: &Handler, key: &Key) -> Flow {
@@ -229,7 +234,7 @@ impl Runner<'_> {
         let check = self.context.init.check;
         let gated = !check && self.is_gated(handler, &scope);
         if gated {
-            if let Err(failure) = self.take_turn(handler.task.id, handler.serial.unwrap_or(1), handler.gate) {
+            if let Err(failure) = self.handler_turn(handler, &scope) {
                 let closed = match self.link.stopped() {
                     Some(why) => Closed::Stopped(why),
                     None => Closed::Refused(
@@ -282,7 +287,20 @@ impl Runner<'_> {
 
     /// A handler that takes turns, of a service that runs. A first start needs no turn: there is nothing yet to protect.
     pub(super) fn is_gated(&self, handler: &Handler, scope: &Scope) -> bool {
-        (handler.serial.is_some() || handler.gate.is_some()) && self.is_running(handler, scope)
+        let takes_turns = handler.serial.is_some() || handler.gate.is_some() || handler.after.is_some();
+        takes_turns && self.is_running(handler, scope)
+    }
+
+    fn handler_turn(&self, handler: &Handler, scope: &Scope) -> Result<(), Failure> {
+        let before = match &handler.after {
+            Some(named) if gates::wanted(scope)? => {
+                let value = template::render(named, scope).map_err(gates::failed)?;
+                let hosts = Vec::from_arg(&value).map_err(|why| Failure::new(format!("after: {why}")))?;
+                Some(Before { hosts, place: self.state.others.place().to_vec() })
+            }
+            _ => None,
+        };
+        self.take_turn(handler.task.id, handler.serial.unwrap_or(usize::MAX), handler.gate, before)
     }
 
     fn turn_done(&self, handler: &Handler, ok: bool) {
@@ -332,9 +350,19 @@ impl Runner<'_> {
     }
 
     /// Waits until the controller gives this host its turn.
-    pub(super) fn take_turn(&mut self, task: u32, hosts: usize, gate: Option<Gate>) -> Result<(), Failure> {
-        self.emit(task, EventKind::Waiting { what: "its turn".into() });
-        match self.link.ask(Ask::Turn { handler: task, serial: hosts, gate })? {
+    pub(super) fn take_turn(
+        &self,
+        task: u32,
+        hosts: usize,
+        gate: Option<Gate>,
+        before: Option<Before>,
+    ) -> Result<(), Failure> {
+        let what = match &before {
+            Some(before) => format!("its turn, after {}", before.hosts.join(", ")),
+            None => "its turn".to_owned(),
+        };
+        self.emit(task, EventKind::Waiting { what });
+        match self.link.ask(Ask::Turn { handler: task, serial: hosts, gate, before })? {
             Answer::Granted => Ok(()),
             Answer::Refused(why) => Err(Failure::new(why)),
             _ => Err(Failure::new("an answer of the wrong kind")),
@@ -387,6 +415,7 @@ fn foreign_handler(debt: &Debt, play: &Play) -> Option<Handler> {
         listen: Vec::new(),
         serial: debt.serial,
         gate: debt.gate,
+        after: None,
     })
 }
 

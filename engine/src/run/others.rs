@@ -64,6 +64,10 @@ impl Seen {
         self.place.push(step);
     }
 
+    pub(super) fn place(&self) -> &[u32] {
+        &self.place
+    }
+
     pub(super) fn leave(&mut self) {
         self.place.pop();
     }

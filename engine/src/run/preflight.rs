@@ -18,7 +18,7 @@ use super::{
 use crate::{
     diag::{Diagnostic, nearest},
     node::{Kind, Node},
-    playbook::model::{Action, Block, Item, Loop, Play, RoleId, SearchKind, Task},
+    playbook::model::{Action, Block, Handler, Item, Loop, Play, RoleId, SearchKind, Task},
     protocol::Go,
     secrets::grants::Grants,
     template::{self, EvalError, TemplateKind, TemplateSource},
@@ -56,6 +56,7 @@ pub fn preflight(context: &Context, fetch: Fetch<'_>, looking: &Arc<dyn Grants>)
         check.may_end = true;
         for handler in &play.handlers {
             check.task(&handler.task);
+            check.after(handler);
         }
         found.append(&mut check.found);
     }
@@ -156,7 +157,8 @@ impl Check<'_> {
         }
     }
 
-    fn task(&mut self, task: &Task) {
+    /// What is known of a task before the run.
+    fn scope(&self, task: &Task) -> Scope {
         // Late names are unknown here, so that whatever depends on one is neither wrong nor taken for granted.
         let mut unknown = Vars::new();
         for name in self.late {
@@ -170,6 +172,19 @@ impl Check<'_> {
             let hostvars = super::others::before(self.context, &Arc::new(asked));
             scope = scope.with(Vars::from_iter([("hostvars".to_owned(), hostvars)]));
         }
+        scope
+    }
+
+    /// Who goes before a handler's turn.
+    fn after(&mut self, handler: &Handler) {
+        let Some(named) = &handler.after else { return };
+        if let Err(EvalError::Wrong(diagnostic)) = template::render(named, &self.scope(&handler.task)) {
+            self.found.push(diagnostic);
+        }
+    }
+
+    fn task(&mut self, task: &Task) {
+        let scope = self.scope(task);
         let mut reached = false;
         match conditions(&task.when, &scope) {
             // Known to be skipped on this host: what it would ask for does not matter.

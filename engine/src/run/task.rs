@@ -92,7 +92,7 @@ impl Runner<'_> {
             return self.include(play, task, &scope, started);
         }
         if let Some(hosts) = task.throttle.filter(|_| !self.context.init.check)
-            && let Err(failure) = self.take_turn(task.id, hosts, None)
+            && let Err(failure) = self.take_turn(task.id, hosts, None, None)
         {
             if self.link.stopped().is_some() {
                 return Flow::Stopped;

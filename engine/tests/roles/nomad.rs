@@ -212,6 +212,10 @@ fn handlers_take_turns() {
     };
     assert!(named("restart nomad server").gate.is_some() && named("restart nomad server").serial.is_some());
     assert!(named("restart nomad client").gate.is_none() && named("restart nomad client").serial.is_some());
+    let first = named("restart nomad client").after.as_ref().expect("servers go first");
+    let scope = scope(&loaded, "nomad", "nomad-edge-1", json!({}));
+    let names = json!(["consul-server-1", "consul-server-2", "consul-server-3"]);
+    assert_eq!(template::render(first, &scope).unwrap(), names);
 }
 
 /// Beside a Consul with ACLs.

@@ -46,6 +46,7 @@ impl Dispatcher {
         }
         // After the stop, so that an agent knows why it waits no longer.
         let mut answers = self.turns.stop(reason);
+        answers.extend(self.order.stop().into_iter().map(|waiter| (waiter, Answer::Refused(refusal(reason)))));
         answers.extend(self.stop_asking(reason));
         self.answer(answers);
     }
@@ -91,6 +92,10 @@ impl Dispatcher {
                 self.ready(host, problems, debts);
             }
             FromAgent::Keep { name, known } => self.keep(host, name, known),
+            FromAgent::Flushed { place } => {
+                self.order.flushed(host, place);
+                self.meet();
+            }
             FromAgent::Need { hashes } => self.need(host, hashes),
             FromAgent::Event(event) => self.event(host, event),
             FromAgent::Ask { id, ask } => self.ask((host, id), ask),
@@ -214,10 +219,11 @@ impl Dispatcher {
                 answers.push((waiter, Answer::Granted));
                 answers
             }
-            Ask::Turn { handler, serial, gate: _ } => match &self.stopping {
+            Ask::Turn { handler, serial, gate: _, before } => match (&self.stopping, before) {
                 // It asked before it heard.
-                Some(why) => vec![(waiter, Answer::Refused(refusal(why)))],
-                None => self.turns.ask(handler, serial, waiter),
+                (Some(why), _) => vec![(waiter, Answer::Refused(refusal(why)))],
+                (None, Some(before)) => self.later(waiter, handler, serial, before),
+                (None, None) => self.turns.ask(handler, serial, waiter),
             },
             Ask::TurnDone { handler, ok } => {
                 let name = self.name(host);
@@ -283,6 +289,7 @@ impl Dispatcher {
         self.answer(answers);
         self.blocked.remove(&host);
         self.meetings.gone(host);
+        self.order.gone(host);
         self.meet();
     }
 

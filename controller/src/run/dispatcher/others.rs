@@ -1,16 +1,21 @@
-//! What hosts leave for each other, and who is waited for before it is handed out.
+//! What hosts leave for each other, and who is waited for before it is handed out, or before a turn is given.
 
 use std::{collections::HashMap, sync::Arc};
 
 use rollcall_engine::{
+    diag::suggest,
     modules::Base64,
-    protocol::{Answer, pack},
+    protocol::{Answer, Before, pack},
     vars::hosts::{FACTS, Known, Other, Others, Stage},
 };
 use serde_json::Value;
 
 use super::{
-    super::{meetings::Names, turns::Waiter},
+    super::{
+        meetings::Names,
+        order::{Later, Stand, Verdict},
+        turns::{Waiter, refusal},
+    },
     Dispatcher, State,
 };
 
@@ -37,22 +42,79 @@ impl Dispatcher {
         self.meetings.reached(place, waiter, names);
     }
 
+    /// A turn that comes after those of other hosts.
+    pub(super) fn later(
+        &mut self,
+        waiter: Waiter,
+        handler: u32,
+        serial: usize,
+        before: Before,
+    ) -> Vec<(Waiter, Answer)> {
+        if let Some(unknown) = before.hosts.iter().find(|name| !self.job.known.contains(*name)) {
+            let mut why = format!("after: there is no host '{unknown}'");
+            if let Some(hint) = suggest(unknown, self.job.known.iter().map(String::as_str)) {
+                why.push_str(&format!("; {hint}"));
+            }
+            return vec![(waiter, Answer::Refused(why))];
+        }
+        let at = |name: &String| self.job.hosts.iter().position(|host| host.name == *name);
+        let hosts = before.hosts.iter().filter_map(at).collect();
+        self.order.reached(Later { waiter, handler, serial, before: hosts, place: before.place });
+        Vec::new()
+    }
+
     /// Lets everybody go on who has nobody left to wait for. To be asked after everything that a host says or suffers.
     pub(super) fn meet(&mut self) {
-        while !self.meetings.nobody_waits() {
-            let live = self.live();
-            let free = self.meetings.settle(&live, &self.blocked);
-            if free.is_empty() {
-                return;
-            }
-            let mut made: HashMap<Names, Answer> = HashMap::new();
-            let mut answers = Vec::new();
-            for (waiter, names) in free {
-                let answer = made.entry(names).or_insert_with_key(|names| self.others(names)).clone();
-                answers.push((waiter, answer));
-            }
+        while self.come_together() || self.come_later() {}
+    }
+
+    /// False if nobody could go on.
+    fn come_together(&mut self) -> bool {
+        if self.meetings.nobody_waits() {
+            return false;
+        }
+        let live = self.live();
+        let free = self.meetings.settle(&live, &self.blocked);
+        let mut made: HashMap<Names, Answer> = HashMap::new();
+        let mut answers = Vec::new();
+        for (waiter, names) in free {
+            let answer = made.entry(names).or_insert_with_key(|names| self.others(names)).clone();
+            answers.push((waiter, answer));
+        }
+        let went_on = !answers.is_empty();
+        self.answer(answers);
+        went_on
+    }
+
+    /// Turns whose time has come; false if there is none.
+    fn come_later(&mut self) -> bool {
+        if self.order.nobody_waits() {
+            return false;
+        }
+        let stuck = self.live().iter().all(|host| self.blocked.contains(host));
+        let hosts = &self.hosts;
+        let stand = |host: usize| match &hosts[host] {
+            host if host.state == State::Playing => Stand::AtWork,
+            host if host.failed && host.begun => Stand::Failed,
+            _ => Stand::Elsewhere,
+        };
+        let verdicts = self.order.settle(stand, stuck);
+        let went_on = !verdicts.is_empty();
+        for verdict in verdicts {
+            let answers = match verdict {
+                Verdict::Due(Later { waiter, handler, serial, .. }) => self.turns.ask(handler, serial, waiter),
+                Verdict::Failed(later, first) => {
+                    let why = format!("{} failed, whose handlers come first", self.name(first));
+                    vec![(later.waiter, Answer::Refused(refusal(&why)))]
+                }
+                Verdict::Stuck(later, first) => {
+                    let why = format!("{}, whose handlers come first, waits for others itself", self.name(first));
+                    vec![(later.waiter, Answer::Refused(refusal(&why)))]
+                }
+            };
             self.answer(answers);
         }
+        went_on
     }
 
     /// What the hosts of the run have under these names.
