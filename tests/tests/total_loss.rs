@@ -170,6 +170,7 @@ fn recovered(product: &'static Product) {
     cluster.is_silent();
     cluster.request(0, &cluster.management(), product.write, product.read).ok();
 
+    what_servers_do_for_each_other_is_kept(&cluster);
     one_server_is_replaced(&cluster);
     one_server_is_left(&cluster);
     acls_are_reset(&cluster);
@@ -194,6 +195,24 @@ fn recovered(product: &'static Product) {
     }
     cluster.request(1, &operator, "", "acl/token/self").ok();
     cluster.run(&[]).ok();
+    cluster.is_silent();
+}
+
+/// The products read it from their configuration only when the cluster is formed.
+fn what_servers_do_for_each_other_is_kept(cluster: &Cluster) {
+    let management = cluster.management();
+    let settings = || cluster.request(0, &management, "", "operator/autopilot/configuration").ok().json();
+    assert_eq!(settings()["MinQuorum"], SERVERS, "the cluster was formed with it");
+    let by_hand = r#"--request PUT --data '{"CleanupDeadServers": true, "LastContactThreshold": "200ms", "MaxTrailingLogs": 250,
+        "MinQuorum": 1, "ServerStabilizationTime": "12s"}'"#;
+    cluster.request(0, &management, by_hand, "operator/autopilot/configuration").ok();
+    let checked = cluster.run(&["--check", "--diff"]).ok().says("min_quorum: 1").says("min_quorum: 3");
+    assert_eq!((checked.counted("failed"), settings()["MinQuorum"].as_u64()), (0, Some(1)), "{}", checked.report());
+    let run = cluster.run(&[]).ok();
+    assert!(run.counted("changed") >= 1, "{}", run.report());
+    // Of that one the role has no word.
+    let now = settings();
+    assert_eq!((&now["MinQuorum"], &now["ServerStabilizationTime"]), (&SERVERS.into(), &"12s".into()), "{now}");
     cluster.is_silent();
 }
 

@@ -8,6 +8,8 @@ use crate::{modules::http, playbook::model::Gate, secrets::Secret};
 use error::Kind;
 
 mod api;
+/// How servers look after each other.
+pub mod autopilot;
 /// Bootstrapping ACLs.
 pub mod bootstrap;
 /// Consul's HTTP API.

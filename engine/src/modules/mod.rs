@@ -23,6 +23,7 @@ mod archive;
 pub mod args;
 /// `assert`.
 pub mod assert;
+mod autopilot;
 /// `certificate`.
 pub mod certificate;
 /// `cluster_loss`.
@@ -50,6 +51,8 @@ pub mod consul_acl_tokens;
 /// `consul_agent_token`.
 pub mod consul_agent_token;
 mod consul_api;
+/// `consul_autopilot`.
+pub mod consul_autopilot;
 /// `consul_keyring`.
 pub mod consul_keyring;
 /// `consul_kv`.
@@ -93,6 +96,8 @@ pub mod nomad_acl_token_rotate;
 /// `nomad_acl_tokens`.
 pub mod nomad_acl_tokens;
 mod nomad_api;
+/// `nomad_autopilot`.
+pub mod nomad_autopilot;
 /// `nomad_job`.
 pub mod nomad_job;
 /// `nomad_keyring`.
@@ -152,6 +157,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &consul_acl_token_rotate::DEFINITION,
     &consul_acl_tokens::DEFINITION,
     &consul_agent_token::DEFINITION,
+    &consul_autopilot::DEFINITION,
     &consul_keyring::DEFINITION,
     &consul_kv::DEFINITION,
     &consul_member::DEFINITION,
@@ -170,6 +176,7 @@ pub const DEFINITIONS: &[&Definition] = &[
     &nomad_acl_token::DEFINITION,
     &nomad_acl_token_rotate::DEFINITION,
     &nomad_acl_tokens::DEFINITION,
+    &nomad_autopilot::DEFINITION,
     &nomad_job::DEFINITION,
     &nomad_keyring::DEFINITION,
     &nomad_member::DEFINITION,

@@ -149,7 +149,8 @@ fn written_duration<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Dur
     Ok(duration(&text).filter(|duration| !duration.is_zero()))
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// A time as Go writes it.
+pub(in crate::cluster) fn duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut seconds = 0.0;
     while !rest.is_empty() {

@@ -1,0 +1,33 @@
+//! `nomad_autopilot`: how Nomad's servers look after each other.
+
+use serde_json::{Map, Value};
+
+use super::{Cx, Definition, Failure, FreeForm, Invocation, Needs, Plan, autopilot, nomad_api::api_args};
+use crate::cluster::nomad::Nomad;
+
+api_args! {
+    /// Arguments.
+    pub struct Args {
+        /// Settings as in the configuration's block `autopilot`: `{min_quorum: 5, cleanup_dead_servers: true}`. Those that are not named
+        /// stay as they are.
+        settings []: Map<String, Value>, required;
+    }
+}
+
+/// The module.
+pub const DEFINITION: Definition = Definition {
+    name: "nomad_autopilot",
+    aliases: &[],
+    summary: "Changes how Nomad's servers look after each other, which its configuration says only when the cluster is formed",
+    args: ARGS,
+    free_form: FreeForm::No,
+    needs: Needs::Nothing,
+    results: &[&[("index", "The index at which the settings were written.")]],
+    example: "- name: five servers, of which autopilot takes none away\n  nomad_autopilot:\n    settings: {min_quorum: 5}\n    token_secret: nomad/management\n",
+    plan,
+};
+
+fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
+    let args = Args::parse(&inv.args)?;
+    autopilot::plan::<Nomad>("nomad", &args.settings, (&args.access(), args.wait), cx)
+}
