@@ -11,6 +11,8 @@ use super::{
 
 /// Where the settings are, below `/v1`.
 const PATH: &[&str] = &["operator", "autopilot", "configuration"];
+/// What both products say while a new leader has not begun its work: it writes the settings after much else.
+pub(super) const UNSETTLED: &str = "autopilot config not initialized yet";
 /// What the product counts with them.
 const INDEXES: [&str; 2] = ["CreateIndex", "ModifyIndex"];
 
@@ -79,13 +81,23 @@ pub fn same(one: &Value, other: &Value) -> bool {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{
+        super::{error::Kind, nomad},
+        *,
+    };
 
     #[test]
     fn names_are_those_of_the_api() {
         assert_eq!(api_name("cleanup_dead_servers"), "CleanupDeadServers");
         assert_eq!(api_name("min_quorum"), "MinQuorum");
         assert_eq!(api_name(""), "");
+    }
+
+    #[test]
+    fn a_leader_that_is_not_ready_is_waited_for() {
+        let said = "rpc error making call: autopilot config not initialized yet";
+        assert_eq!(consul::kind(500, said), Kind::NoLeader);
+        assert_eq!(nomad::kind(500, said), Kind::NoLeader);
     }
 
     #[test]

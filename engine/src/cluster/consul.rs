@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     api::{Api, BOOTSTRAP_TIMEOUT, Call, Dialect},
+    autopilot::UNSETTLED,
     error::is_lost,
 };
 use crate::{
@@ -254,7 +255,7 @@ pub(super) fn kind(status: u16, text: &str) -> Kind {
         if has(&["rpc error"]) { Kind::AclOffElsewhere } else { Kind::AclOff }
     } else if has(&["is already in use", "already exists"]) {
         Kind::InUse
-    } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter"]) {
+    } else if has(&["No cluster leader", "currently in legacy mode", "No path to datacenter", UNSETTLED]) {
         Kind::NoLeader
     } else if status == 404 || has(&["token does not exist"]) {
         Kind::NotFound

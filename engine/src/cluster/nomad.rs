@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     api::{Api, BOOTSTRAP_TIMEOUT, Call, Dialect},
+    autopilot::UNSETTLED,
     error::is_lost,
 };
 use crate::{
@@ -327,7 +328,7 @@ pub(super) fn kind(status: u16, text: &str) -> Kind {
         Kind::ResetFile
     } else if has(&["ACL support disabled"]) {
         Kind::AclOff
-    } else if has(&["No cluster leader", "No path to region", "not ready to serve"]) {
+    } else if has(&["No cluster leader", "No path to region", "not ready to serve", UNSETTLED]) {
         Kind::NoLeader
     } else if status == 404 || has(&["delete nonexistent", "cannot find token"]) {
         Kind::NotFound

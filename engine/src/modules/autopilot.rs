@@ -16,13 +16,14 @@ use crate::{
     diag::nearest,
 };
 
-/// The plan that leads to these settings of a product (its name in small letters); those that are not named stay as they are.
+/// The plan that leads to these settings of a product (its name in small letters); those that are not named, or null, stay as they are.
 pub(super) fn plan<C: Client + Autopilot + Send + 'static>(
     product: &str,
-    wanted: &Map<String, Value>,
+    mut wanted: Map<String, Value>,
     (access, wait): (&Access<'_>, Duration),
     cx: &Cx<'_>,
 ) -> Result<Plan, Failure> {
+    wanted.retain(|_, value| !value.is_null());
     let client: C = match api::open(access, cx)? {
         Opened::Client(client) => *client,
         Opened::Later(plan) => return Ok(plan),
@@ -31,17 +32,16 @@ pub(super) fn plan<C: Client + Autopilot + Send + 'static>(
         Ok(found) => found?,
         Err(plan) => return Ok(plan),
     };
-    known(wanted, &found)?;
-    if differing(wanted, &found).is_empty() {
+    known(&wanted, &found)?;
+    if differing(&wanted, &found).is_empty() {
         return Ok(Plan::Unchanged(told(Outcome::unchanged(), &found)));
     }
     let (mut before, mut after) = (String::new(), String::new());
-    for (setting, value) in differing(wanted, &found) {
+    for (setting, value) in differing(&wanted, &found) {
         before.push_str(&format!("{setting}: {}\n", found.values[&api_name(setting)]));
         after.push_str(&format!("{setting}: {value}\n"));
     }
     let diff = api::diff(format!("{product} autopilot"), &before, &after);
-    let wanted = wanted.clone();
     Ok(Act::plan(diff, told(Outcome::changed(), &found), move |_| write(&client, &wanted, wait)))
 }
 
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn what_is_named_is_written_and_the_rest_stays() {
         for module in ["consul_autopilot", "nomad_autopilot"] {
-            let args = |server: &Server| json!({"settings": {"min_quorum": 5, "server_stabilization_time": "60s"}, "url": server.url(""), "wait": 0});
+            let args = |server: &Server| json!({"settings": {"min_quorum": 5, "cleanup_dead_servers": null, "server_stabilization_time": "60s"}, "url": server.url(""), "wait": 0});
             let server = Server::new([&stored(7, 5)]);
             assert!(!go(&mut Fake::new(), module, args(&server)).unwrap().changed);
             let server = Server::new([&stored(7, 3), &stored(7, 3), &answer("200 OK", "true"), &stored(9, 5)]);

@@ -8,8 +8,8 @@ use crate::cluster::nomad::Nomad;
 api_args! {
     /// Arguments.
     pub struct Args {
-        /// Settings as in the configuration's block `autopilot`: `{min_quorum: 5, cleanup_dead_servers: true}`. Those that are not named
-        /// stay as they are.
+        /// Settings as in the configuration's block `autopilot`: `{min_quorum: 5, cleanup_dead_servers: true}`. Those that are not named,
+        /// or null, stay as they are.
         settings []: Map<String, Value>, required;
     }
 }
@@ -29,5 +29,5 @@ pub const DEFINITION: Definition = Definition {
 
 fn plan(inv: &Invocation, cx: &Cx<'_>) -> Result<Plan, Failure> {
     let args = Args::parse(&inv.args)?;
-    autopilot::plan::<Nomad>("nomad", &args.settings, (&args.access(), args.wait), cx)
+    autopilot::plan::<Nomad>("nomad", args.settings.clone(), (&args.access(), args.wait), cx)
 }
