@@ -179,8 +179,8 @@ impl Link for Controller {
         }
     }
 
-    fn flushed(&self, place: &[u32]) {
-        if let Err(error) = self.send(&FromAgent::Flushed { place: place.to_vec() }) {
+    fn flushed(&self, place: &[u32], well: bool) {
+        if let Err(error) = self.send(&FromAgent::Flushed { place: place.to_vec(), well }) {
             self.gone(&format!("the controller does not listen any more: {error}"));
         }
     }

@@ -240,6 +240,33 @@ fn there_is_no_turn_after_a_host_that_failed() {
 }
 
 #[test]
+fn a_rescue_does_not_let_those_go_who_come_after() {
+    let turns = Turns::in_order();
+    let first = turns.hosts.name(0);
+    let site = r#"
+- hosts: all
+  become: true
+  tasks:
+    - block:
+        - copy: {content: "bad\n", dest: /srv/turns/conf}
+          notify: restart turns
+        - meta: flush_handlers
+      rescue:
+        - debug: {msg: "the service did not come up"}
+  handlers:
+    - name: restart turns
+      service: {name: turns, state: restarted}
+      after: FIRST
+"#;
+    turns.project.write("site.yaml", &site.replace("FIRST", first));
+    let rescued = turns.run("bad").ok().says(&format!("no turn: {first} failed, whose handlers come first"));
+    assert_eq!((turns.starts(0, "bad"), turns.starts(1, "bad")), (1, 0), "{}", rescued.report());
+    for host in 0..2 {
+        assert_eq!(turns.look(host), state("one"), "{}", rescued.report());
+    }
+}
+
+#[test]
 fn orders_that_cannot_be_kept_are_told() {
     let turns = Turns::begin();
     let order = |after: &str| {
@@ -248,6 +275,8 @@ fn orders_that_cannot_be_kept_are_told() {
     };
     order("\"{{ [inventory_hostname] | map('regex_replace', '$', 'x') | list }}\"");
     turns.run("two").ends(4).says(&format!("after: there is no host '{}x'; did you mean", turns.hosts.name(0)));
+    order("[\"{{ ansible_play_hosts }}\", \"{{ 'x' | upper | replace('X', '') }}\"]");
+    turns.run("two").ends(3).says("after: a host's name is empty").says("nothing was changed");
     // Each after all others.
     order("\"{{ ansible_play_hosts }}\"");
     turns.run("two").ends(4).says("whose handlers come first, waits for others itself");

@@ -307,6 +307,7 @@ impl Dispatcher {
     /// A play, batch by batch; false if the run ends with it.
     async fn play(&mut self, index: usize, play: &Play, hosts: &[usize]) -> bool {
         self.turns = Turns::default();
+        self.order = Order::default();
         let parts = batches(hosts, &play.serial);
         let of = parts.len();
         let play_hosts: Vec<String> = hosts.iter().map(|h| self.name(*h)).collect();
@@ -316,7 +317,7 @@ impl Dispatcher {
                 self.tell(&RunEvent::BatchStart { batch: number + 1, of, hosts: names.clone() });
             }
             self.once = Once::default();
-            self.order = Order::default();
+            self.order.begin_batch();
             self.meetings = Meetings::default();
             self.blocked.clear();
             self.batch = batch;

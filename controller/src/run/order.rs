@@ -1,15 +1,17 @@
 //! Turns that wait for other hosts to go first: until these have run their handlers at the same place of the play.
 //!
-//! Places are those of [`meetings`](super::meetings): what comes later is greater.
+//! A new one for each play. Places are those of [`meetings`](super::meetings): what comes later is greater.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::turns::Waiter;
 
-/// Who waits in one batch, and how far the hosts of it are.
+/// Who waits, and how far the hosts of the batch are.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     flushed: HashMap<usize, Vec<u32>>,
+    /// Whose handlers did not run, or went wrong, though the host goes on: a rescue took over.
+    missed: HashSet<usize>,
     waiting: Vec<Later>,
 }
 
@@ -51,9 +53,19 @@ pub(crate) enum Verdict {
 }
 
 impl Order {
-    /// A host has run its handlers at a place.
-    pub(crate) fn flushed(&mut self, host: usize, place: Vec<u32>) {
-        self.flushed.insert(host, place);
+    /// Another batch begins.
+    pub(crate) fn begin_batch(&mut self) {
+        self.flushed.clear();
+        self.waiting.clear();
+    }
+
+    /// A host was to run its handlers at a place, and it went well or not.
+    pub(crate) fn flushed(&mut self, host: usize, place: Vec<u32>, well: bool) {
+        if well {
+            self.flushed.insert(host, place);
+        } else {
+            self.missed.insert(host);
+        }
     }
 
     /// A host asks for a turn.
@@ -81,7 +93,9 @@ impl Order {
         let mut verdicts = Vec::new();
         let mut waiting = Vec::new();
         for later in std::mem::take(&mut self.waiting) {
-            if let Some(host) = later.before.iter().find(|host| stand(**host) == Stand::Failed).copied() {
+            let failed = |host: usize| stand(host) == Stand::Failed && !self.has_flushed(host, &later);
+            let failed = later.before.iter().find(|host| self.missed.contains(host) || failed(**host)).copied();
+            if let Some(host) = failed.filter(|host| *host != later.waiter.0) {
                 verdicts.push(Verdict::Failed(later, host));
                 continue;
             }
@@ -121,11 +135,11 @@ mod tests {
         let mut order = Order::default();
         order.reached(later(9, &[0, 1, 9]));
         assert!(order.settle(all_at_work, false).is_empty());
-        order.flushed(0, vec![1, 5]);
+        order.flushed(0, vec![1, 5], true);
         // An earlier place says nothing of this one.
-        order.flushed(1, vec![1, 4]);
+        order.flushed(1, vec![1, 4], true);
         assert!(order.settle(all_at_work, false).is_empty());
-        order.flushed(1, vec![2, 1]);
+        order.flushed(1, vec![2, 1], true);
         assert_eq!(order.settle(all_at_work, false), [Verdict::Due(later(9, &[0, 1, 9]))]);
         assert!(order.settle(all_at_work, false).is_empty());
     }
@@ -134,7 +148,7 @@ mod tests {
     fn who_takes_no_part_is_not_waited_for() {
         let mut order = Order::default();
         order.reached(later(9, &[0, 1]));
-        order.flushed(0, vec![1, 5]);
+        order.flushed(0, vec![1, 5], true);
         let stand = |host| if host == 1 { Stand::Elsewhere } else { Stand::AtWork };
         assert_eq!(order.settle(stand, false), [Verdict::Due(later(9, &[0, 1]))]);
     }
@@ -147,6 +161,27 @@ mod tests {
         let stand = |host| if host == 1 { Stand::Failed } else { Stand::AtWork };
         let wanted = [Verdict::Failed(later(8, &[0, 1]), 1), Verdict::Due(later(9, &[]))];
         assert_eq!(order.settle(stand, false), wanted);
+    }
+
+    #[test]
+    fn what_fails_after_its_handlers_have_run_holds_nobody_up() {
+        let mut order = Order::default();
+        order.reached(later(9, &[0]));
+        order.flushed(0, vec![1, 5], true);
+        assert_eq!(order.settle(|_| Stand::Failed, false), [Verdict::Due(later(9, &[0]))]);
+    }
+
+    #[test]
+    fn a_rescue_does_not_make_up_for_handlers_that_failed() {
+        let mut order = Order::default();
+        order.flushed(0, vec![1, 5], false);
+        order.flushed(0, vec![1, 9], true);
+        order.reached(later(9, &[0]));
+        assert_eq!(order.settle(all_at_work, false), [Verdict::Failed(later(9, &[0]), 0)]);
+        // Nor in a later batch.
+        order.begin_batch();
+        order.reached(later(9, &[0]));
+        assert_eq!(order.settle(|_| Stand::Elsewhere, false), [Verdict::Failed(later(9, &[0]), 0)]);
     }
 
     #[test]

@@ -172,10 +172,12 @@ pub enum FromAgent {
         /// What it is.
         known: Known,
     },
-    /// Handlers have run, where other hosts' turns may wait for it ([`Before`]).
+    /// Handlers have run, or one of them failed, where other hosts' turns may wait for it ([`Before`]).
     Flushed {
         /// Where in the play, as in [`Ask::Others`].
         place: Vec<u32>,
+        /// None failed.
+        well: bool,
     },
     /// Something only the controller can do.
     Ask {

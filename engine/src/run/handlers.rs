@@ -188,8 +188,19 @@ impl Runner<'_> {
         }
     }
 
-    /// Runs the handlers that were notified, and the debts that are due, in order of definition, until none is left.
+    /// Runs the handlers that were notified, and the debts that are due, and tells it where other hosts may wait for that.
     pub(super) fn flush(&mut self, play: &Play, due: Due) -> Flow {
+        let flow = self.run_handlers(play, due);
+        let well = matches!(flow, Flow::Next);
+        let awaited = !self.context.init.check && play.handlers.iter().any(|h| h.after.is_some());
+        if awaited && (well || matches!(flow, Flow::Failed(_))) {
+            self.link.flushed(self.state.others.place(), well);
+        }
+        flow
+    }
+
+    /// In order of definition, until none is left.
+    fn run_handlers(&mut self, play: &Play, due: Due) -> Flow {
         let role = match due {
             Due::Role(role) => role.and_then(|id| self.context.bundle.roles.get(id.0 as usize)).map(|r| r.name.clone()),
             Due::Notified | Due::All => None,
@@ -220,12 +231,7 @@ impl Runner<'_> {
             }
             tried.push(key);
         }
-        let flow = if due == Due::All { self.pay_foreign() } else { Flow::Next };
-        let awaited = !self.context.init.check && play.handlers.iter().any(|h| h.after.is_some());
-        if awaited && matches!(flow, Flow::Next) {
-            self.link.flushed(self.state.others.place());
-        }
-        flow
+        if due == Due::All { self.pay_foreign() } else { Flow::Next }
     }
 
     fn pay(&mut self, play: &Play, handler: &Handler, key: &Key) -> Flow {
@@ -295,7 +301,7 @@ impl Runner<'_> {
         let before = match &handler.after {
             Some(named) if gates::wanted(scope)? => {
                 let value = template::render(named, scope).map_err(gates::failed)?;
-                let hosts = Vec::from_arg(&value).map_err(|why| Failure::new(format!("after: {why}")))?;
+                let hosts = names_of_hosts(&value).map_err(Failure::new)?;
                 Some(Before { hosts, place: self.state.others.place().to_vec() })
             }
             _ => None,
@@ -391,6 +397,18 @@ impl Runner<'_> {
         }
         Flow::Next
     }
+}
+
+/// What `after` says: names, and lists of names, which an expression among several may give.
+pub(super) fn names_of_hosts(value: &Value) -> Result<Vec<String>, String> {
+    let names = match value {
+        Value::Array(parts) => {
+            parts.iter().map(Vec::<String>::from_arg).collect::<Result<Vec<_>, _>>().map(|n| n.concat())
+        }
+        other => Vec::from_arg(other),
+    };
+    let names = names.map_err(|why| format!("after: {why}"))?;
+    if names.iter().any(String::is_empty) { Err("after: a host's name is empty".into()) } else { Ok(names) }
 }
 
 /// A handler made of what the ledger holds: its call was rendered when it was owed, and is data now.

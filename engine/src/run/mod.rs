@@ -49,8 +49,8 @@ pub trait Link: Send + Sync {
     fn blob(&self, hash: &str) -> Result<Vec<u8>, Failure>;
     /// Tasks of other hosts ask for something that was set now.
     fn keep(&self, name: &str, known: Known);
-    /// Handlers have run at this place of the play, for which turns of other hosts may wait.
-    fn flushed(&self, place: &[u32]);
+    /// Handlers have run at this place of the play, or one of them failed. Turns of other hosts may wait for it.
+    fn flushed(&self, place: &[u32], well: bool);
     /// Who answers modules for secrets and certificates.
     fn grants(&self) -> &Arc<dyn Grants> {
         grants::nobody()

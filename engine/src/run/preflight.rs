@@ -11,6 +11,7 @@ use std::{
 use super::{
     Context,
     content::{included_file, picked},
+    handlers::names_of_hosts,
     invoke::render_args,
     scope::{Layers, magic},
     task::{conditions, loop_items, loop_vars},
@@ -177,9 +178,15 @@ impl Check<'_> {
 
     /// Who goes before a handler's turn.
     fn after(&mut self, handler: &Handler) {
-        let Some(named) = &handler.after else { return };
-        if let Err(EvalError::Wrong(diagnostic)) = template::render(named, &self.scope(&handler.task)) {
-            self.found.push(diagnostic);
+        let (Some(named), scope) = (&handler.after, self.scope(&handler.task)) else { return };
+        // Where it does not run nobody goes before it.
+        if matches!(conditions(&handler.task.when, &scope), Ok(Some(_))) {
+            return;
+        }
+        match template::render(named, &scope) {
+            Ok(value) => self.found.extend(names_of_hosts(&value).err().map(|why| Diagnostic::error(named.span, why))),
+            Err(EvalError::Wrong(diagnostic)) => self.found.push(diagnostic),
+            Err(EvalError::Unknown(_)) => {}
         }
     }
 

@@ -92,8 +92,8 @@ impl Dispatcher {
                 self.ready(host, problems, debts);
             }
             FromAgent::Keep { name, known } => self.keep(host, name, known),
-            FromAgent::Flushed { place } => {
-                self.order.flushed(host, place);
+            FromAgent::Flushed { place, well } => {
+                self.order.flushed(host, place, well);
                 self.meet();
             }
             FromAgent::Need { hashes } => self.need(host, hashes),
