@@ -117,8 +117,7 @@ impl Controller {
             drop(out.unwrap_or_else(PoisonError::into_inner));
             thread::sleep(GATHER);
             let written = self.out().flush();
-            if let Err(error) = written {
-                self.gone(&format!("the controller does not listen any more: {error}"));
+            if !self.heard(written) {
                 return;
             }
         }
@@ -136,6 +135,14 @@ impl Controller {
         }
     }
 
+    /// Whether what was written can have arrived; if not, the controller is gone.
+    fn heard(&self, written: io::Result<()>) -> bool {
+        if let Err(error) = &written {
+            self.gone(&format!("the controller does not listen any more: {error}"));
+        }
+        written.is_ok()
+    }
+
     /// The controller is gone: the task in flight is finished, nothing is waited for.
     pub(crate) fn gone(&self, why: &str) {
         self.stop(why);
@@ -146,9 +153,8 @@ impl Controller {
 
 impl Link for Controller {
     fn event(&self, event: Event) {
-        if let Err(error) = self.gather(event) {
-            self.gone(&format!("the controller does not listen any more: {error}"));
-        }
+        let written = self.gather(event);
+        self.heard(written);
     }
 
     fn ask(&self, ask: Ask) -> Result<Answer, Failure> {
@@ -174,15 +180,13 @@ impl Link for Controller {
     }
 
     fn keep(&self, name: &str, known: Known) {
-        if let Err(error) = self.send(&FromAgent::Keep { name: name.to_owned(), known }) {
-            self.gone(&format!("the controller does not listen any more: {error}"));
-        }
+        let written = self.send(&FromAgent::Keep { name: name.to_owned(), known });
+        self.heard(written);
     }
 
     fn flushed(&self, place: &[u32], well: bool) {
-        if let Err(error) = self.send(&FromAgent::Flushed { place: place.to_vec(), well }) {
-            self.gone(&format!("the controller does not listen any more: {error}"));
-        }
+        let written = self.send(&FromAgent::Flushed { place: place.to_vec(), well });
+        self.heard(written);
     }
 
     fn grants(&self) -> &Arc<dyn Grants> {
