@@ -9,7 +9,7 @@ use std::{
 
 use indexmap::IndexMap;
 use rollcall_engine::{
-    diag::{Diagnostic, Severity},
+    diag::{Diagnostic, Severity, suggest},
     playbook::model::Play,
     protocol::{Frame, Go, Init, ToAgent, VERSION},
     secrets::redact,
@@ -191,6 +191,11 @@ impl Dispatcher {
 
     fn name(&self, host: usize) -> String {
         self.job.hosts[host].name.clone()
+    }
+
+    /// A host of the run by its name.
+    fn host_named(&self, name: &str) -> Option<usize> {
+        self.job.hosts.iter().position(|host| host.name == name)
     }
 
     fn live(&self) -> Vec<usize> {
@@ -396,6 +401,12 @@ impl Dispatcher {
         let remark = self.remark.take();
         self.tell(&RunEvent::Recap { hosts, millis, exit: self.exit.code(), remark });
     }
+}
+
+/// What a task is told that names a host which is not there.
+fn no_host<'n>(keyword: &str, name: &str, known: impl IntoIterator<Item = &'n str>) -> String {
+    let hint = suggest(name, known).map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("{keyword}: there is no host '{name}'{hint}")
 }
 
 fn encode(message: &ToAgent) -> Result<Bytes, String> {

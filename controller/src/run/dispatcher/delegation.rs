@@ -9,7 +9,7 @@ use rollcall_engine::{
 
 use super::{
     super::{secrets::Here, turns::Waiter},
-    Dispatcher, State, encode,
+    Dispatcher, State, encode, no_host,
 };
 
 impl Dispatcher {
@@ -19,12 +19,8 @@ impl Dispatcher {
             self.here(waiter, call);
             return;
         }
-        let Some(host) = self.job.hosts.iter().position(|h| h.name == name) else {
-            let names = self.job.hosts.iter().map(|h| h.name.as_str());
-            let mut why = format!("delegate_to: there is no host '{name}'");
-            if let Some(hint) = rollcall_engine::diag::suggest(name, names) {
-                why.push_str(&format!("; {hint}"));
-            }
+        let Some(host) = self.host_named(name) else {
+            let why = no_host("delegate_to", name, self.job.hosts.iter().map(|h| h.name.as_str()));
             self.answer(vec![(waiter, Answer::Refused(why))]);
             return;
         };

@@ -3,7 +3,6 @@
 use std::{collections::HashMap, sync::Arc};
 
 use rollcall_engine::{
-    diag::suggest,
     modules::Base64,
     protocol::{Answer, Before, pack},
     vars::hosts::{FACTS, Known, Other, Others, Stage},
@@ -16,7 +15,7 @@ use super::{
         order::{Later, Stand, Verdict},
         turns::{Waiter, refusal},
     },
-    Dispatcher, State,
+    Dispatcher, State, no_host,
 };
 
 impl Dispatcher {
@@ -51,14 +50,11 @@ impl Dispatcher {
         before: Before,
     ) -> Vec<(Waiter, Answer)> {
         if let Some(unknown) = before.hosts.iter().find(|name| !self.job.known.contains(*name)) {
-            let mut why = format!("after: there is no host '{unknown}'");
-            if let Some(hint) = suggest(unknown, self.job.known.iter().map(String::as_str)) {
-                why.push_str(&format!("; {hint}"));
-            }
+            let why = no_host("after", unknown, self.job.known.iter().map(String::as_str));
             return vec![(waiter, Answer::Refused(why))];
         }
-        let at = |name: &String| self.job.hosts.iter().position(|host| host.name == *name);
-        let hosts = before.hosts.iter().filter_map(at).collect();
+        // Not those that take no part in the run.
+        let hosts = before.hosts.iter().filter_map(|name| self.host_named(name)).collect();
         self.order.reached(Later { waiter, handler, serial, before: hosts, place: before.place });
         Vec::new()
     }
@@ -101,15 +97,14 @@ impl Dispatcher {
         let verdicts = self.order.settle(stand, stuck);
         let went_on = !verdicts.is_empty();
         for verdict in verdicts {
+            let refused = |later: Later, why: String| vec![(later.waiter, Answer::Refused(refusal(&why)))];
             let answers = match verdict {
                 Verdict::Due(Later { waiter, handler, serial, .. }) => self.turns.ask(handler, serial, waiter),
                 Verdict::Failed(later, first) => {
-                    let why = format!("{} failed, whose handlers come first", self.name(first));
-                    vec![(later.waiter, Answer::Refused(refusal(&why)))]
+                    refused(later, format!("{} failed, whose handlers come first", self.name(first)))
                 }
                 Verdict::Stuck(later, first) => {
-                    let why = format!("{}, whose handlers come first, waits for others itself", self.name(first));
-                    vec![(later.waiter, Answer::Refused(refusal(&why)))]
+                    refused(later, format!("{}, whose handlers come first, waits for others itself", self.name(first)))
                 }
             };
             self.answer(answers);
