@@ -3,14 +3,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{
-    consul::{self, Consul},
-    error::ApiError,
-    nomad::Nomad,
-};
+use super::{consul, error::ApiError};
 
 /// Where the settings are, below `/v1`.
-const PATH: &[&str] = &["operator", "autopilot", "configuration"];
+pub(super) const PATH: &[&str] = &["operator", "autopilot", "configuration"];
 /// What both products say while a new leader has not begun its work: it writes the settings after much else.
 pub(super) const UNSETTLED: &str = "autopilot config not initialized yet";
 /// What the product counts with them.
@@ -26,7 +22,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    fn read(mut values: Map<String, Value>) -> Self {
+    pub(super) fn read(mut values: Map<String, Value>) -> Self {
         let index = values.get("ModifyIndex").and_then(Value::as_u64).unwrap_or_default();
         values.retain(|name, _| !INDEXES.contains(&name.as_str()));
         Self { values, index }
@@ -39,27 +35,6 @@ pub trait Autopilot {
     fn autopilot(&self) -> Result<Settings, ApiError>;
     /// Writes all of them if nobody has since `index`. False: somebody has.
     fn set_autopilot(&self, settings: &Settings) -> Result<bool, ApiError>;
-}
-
-impl Autopilot for Consul {
-    fn autopilot(&self) -> Result<Settings, ApiError> {
-        self.get(PATH).map(Settings::read)
-    }
-
-    fn set_autopilot(&self, settings: &Settings) -> Result<bool, ApiError> {
-        self.put_if(PATH, settings.index, &Value::Object(settings.values.clone()))
-    }
-}
-
-impl Autopilot for Nomad {
-    fn autopilot(&self) -> Result<Settings, ApiError> {
-        self.get(PATH, &[]).map(Settings::read)
-    }
-
-    fn set_autopilot(&self, settings: &Settings) -> Result<bool, ApiError> {
-        let index = settings.index.to_string();
-        self.put(PATH, &[("cas", &index)], &Value::Object(settings.values.clone()))
-    }
 }
 
 /// The API's name of a setting: `min_quorum` is `MinQuorum`.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::Method;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -212,17 +212,6 @@ impl Consul {
     pub fn delete_kv(&self, key: &str, index: u64) -> Result<bool, ApiError> {
         let index = index.to_string();
         self.0.read(&Call { query: &[("cas", &index)], ..Call::new(Method::DELETE, &kv_path(key)) })
-    }
-
-    /// Reads from an endpoint below `/v1`; each part of the path is escaped.
-    pub fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ApiError> {
-        self.0.get(path, &[])
-    }
-
-    /// Writes if what is there still has this index. False: it has another.
-    pub fn put_if(&self, path: &[&str], index: u64, body: &Value) -> Result<bool, ApiError> {
-        let index = index.to_string();
-        self.0.read(&Call { query: &[("cas", &index)], ..Call::put(path, body) })
     }
 
     fn write(&self, path: &[&str], id: &str, mut body: Value) -> Result<(), ApiError> {

@@ -91,6 +91,13 @@ pub struct ApiError {
     pub said: String,
 }
 
+impl ApiError {
+    /// Nothing was written: what is there is no longer what was read.
+    pub fn overtaken(call: impl Into<String>) -> Self {
+        Self { kind: Kind::InUse, call: call.into(), said: "somebody else wrote it at the same time".into() }
+    }
+}
+
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         let failure = Self::new(error.to_string());

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cluster::{
         autopilot::{Autopilot, Settings, api_name, same},
-        error::{ApiError, Kind},
+        error::ApiError,
     },
     diag::nearest,
 };
@@ -33,11 +33,12 @@ pub(super) fn plan<C: Client + Autopilot + Send + 'static>(
         Err(plan) => return Ok(plan),
     };
     known(&wanted, &found)?;
-    if differing(&wanted, &found).is_empty() {
+    let differing = differing(&wanted, &found);
+    if differing.is_empty() {
         return Ok(Plan::Unchanged(told(Outcome::unchanged(), &found)));
     }
     let (mut before, mut after) = (String::new(), String::new());
-    for (setting, value) in differing(&wanted, &found) {
+    for (setting, value) in differing {
         before.push_str(&format!("{setting}: {}\n", found.values[&api_name(setting)]));
         after.push_str(&format!("{setting}: {value}\n"));
     }
@@ -73,14 +74,17 @@ fn write<C: Autopilot>(client: &C, wanted: &Map<String, Value>, wait: Duration) 
             let Some(mut settings) = found.cloned() else { return Ok(()) };
             settings.values.extend(wanted.iter().map(|(setting, value)| (api_name(setting), value.clone())));
             if client.set_autopilot(&settings)? {
-                return Ok(());
+                Ok(())
+            } else {
+                Err(ApiError::overtaken("the settings of autopilot"))
             }
-            let said = "somebody else wrote it at the same time".to_owned();
-            Err(ApiError { kind: Kind::InUse, call: "the settings of autopilot".into(), said })
         },
     )?;
     let outcome = api::outcome(settled.changed);
-    Ok(settled.now.iter().fold(outcome, told))
+    Ok(match &settled.now {
+        Some(now) => told(outcome, now),
+        None => outcome,
+    })
 }
 
 fn told(outcome: Outcome, settings: &Settings) -> Outcome {

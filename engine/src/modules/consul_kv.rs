@@ -7,7 +7,7 @@ use super::{
     consul_api::{self as api, Act, Given, Opened, SecretName, State, api_args},
     steps::text,
 };
-use crate::cluster::consul::{ApiError, Consul, Entry, Kind};
+use crate::cluster::consul::{ApiError, Consul, Entry};
 
 api_args! {
     /// Arguments.
@@ -115,11 +115,7 @@ fn write(consul: &Consul, wanted: &Wanted, wait: Duration) -> Result<Outcome, Fa
                 Some(value) => consul.write_kv(&wanted.key, value, wanted.flags, index)?,
                 None => consul.delete_kv(&wanted.key, index)?,
             };
-            if done {
-                return Ok(());
-            }
-            let said = "somebody else wrote it at the same time".to_owned();
-            Err(ApiError { kind: Kind::InUse, call: format!("key {}", wanted.key), said })
+            if done { Ok(()) } else { Err(ApiError::overtaken(format!("key {}", wanted.key))) }
         },
     )?;
     Ok(told(api::outcome(settled.changed), settled.now.as_ref()))

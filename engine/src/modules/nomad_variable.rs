@@ -198,7 +198,7 @@ fn write(nomad: &Nomad, wanted: &Wanted, wait: Duration) -> Result<Outcome, Fail
             };
             done.map_err(|error| match error.kind {
                 // The answer has what the other wrote.
-                Kind::InUse => ApiError { said: "somebody else wrote it at the same time".into(), ..error },
+                Kind::InUse => ApiError::overtaken(error.call),
                 _ => error,
             })
         },

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{ApiError, Call, Consul, Kind, Method, RawToken, Token};
 use crate::{
-    cluster::gossip::{Gossip, Member, Ring},
+    cluster::{
+        autopilot::{self, Autopilot, Settings},
+        gossip::{Gossip, Member, Ring},
+    },
     secrets::Secret,
 };
 
@@ -27,6 +30,17 @@ impl Consul {
     fn key(&self, method: Method, key: &Secret) -> Result<(), ApiError> {
         let body = json!({ "Key": key.expose() });
         self.0.send(&Call { method, hide: &[key], ..Call::put(&["operator", "keyring"], &body) }).map(drop)
+    }
+}
+
+impl Autopilot for Consul {
+    fn autopilot(&self) -> Result<Settings, ApiError> {
+        self.0.get(autopilot::PATH, &[]).map(Settings::read)
+    }
+
+    fn set_autopilot(&self, settings: &Settings) -> Result<bool, ApiError> {
+        let (index, body) = (settings.index.to_string(), Value::Object(settings.values.clone()));
+        self.0.read(&Call { query: &[("cas", &index)], ..Call::put(autopilot::PATH, &body) })
     }
 }
 

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 
 use super::{ApiError, Nomad, Raft};
 use crate::{
-    cluster::gossip::{Gossip, Member, Ring},
+    cluster::{
+        autopilot::{self, Autopilot, Settings},
+        gossip::{Gossip, Member, Ring},
+    },
     secrets::Secret,
 };
 
@@ -88,6 +91,17 @@ impl Nomad {
     fn key(&self, what: &str, key: &Secret) -> Result<(), ApiError> {
         let body = json!({ "Key": key.expose() });
         self.send_hidden::<Value>(&["agent", "keyring", what], &[], &body, &[key]).map(drop)
+    }
+}
+
+impl Autopilot for Nomad {
+    fn autopilot(&self) -> Result<Settings, ApiError> {
+        self.get(autopilot::PATH, &[]).map(Settings::read)
+    }
+
+    fn set_autopilot(&self, settings: &Settings) -> Result<bool, ApiError> {
+        let (index, body) = (settings.index.to_string(), Value::Object(settings.values.clone()));
+        self.put(autopilot::PATH, &[("cas", &index)], &body)
     }
 }
 
