@@ -1,6 +1,7 @@
 //! What the manual tells of a cluster whose first token is lost, or that has lost everything, done on real servers as it is told,
-//! for Consul and for Nomad: ACLs are reset, a replaced server joins, one that is left of three goes on alone, servers without data do not begin a formed cluster anew, an empty
-//! one that runs all the same is told, a stranger's too, and all that was comes back from a snapshot.
+//! for Consul and for Nomad: ACLs are reset, a replaced server joins, one that is left of three goes on alone, servers without data do
+//! not begin a formed cluster anew, an empty one that runs all the same is told, a stranger's too, and all that was comes back from a
+//! snapshot.
 
 use std::time::{Duration, Instant};
 
